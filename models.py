@@ -1,0 +1,285 @@
+"""FL-Tuning and P-Tuning V2 inside bert4keras's frozen Transformers.
+
+Two ways to tune a frozen Transformer, each alone, both together, or neither:
+
+- FL-Tuning (arXiv 2206.15312, section 3): every feed-forward network gains `ffn_prompt_size`
+  trainable hidden units beside its frozen ones,
+  FFN(x) = act(x W1 + b1) W2 + b2 + act(x P1 + p1) P2 + p2.
+- P-Tuning V2 (arXiv 2110.07602): every attention sees `prompt_size` trainable keys and values in
+  front of the sequence's own, without positions of theirs, never masked.
+
+bert4keras makes every layer through `Transformer.apply`, so one mixin that overrides it serves
+every backbone: `class MyTransformer(PromptTuning, AnyTransformer): pass`.
+"""
+import json
+
+import compat  # noqa: F401  (before bert4keras)
+import bert4keras.models
+import tensorflow as tf
+from bert4keras.backend import K, align, apply_rotary_position_embeddings
+from bert4keras.backend import attention_normalize, keras, sequence_masking
+from bert4keras.layers import FeedForward, Layer, LayerNormalization, MultiHeadAttention
+from bert4keras.models import BERT, NEZHA, RoFormer
+
+from errors import UserError
+
+initializers = keras.initializers
+
+
+class PromptEmbedding(Layer):
+    """Trainable keys (or values) of P-Tuning V2, for one attention layer.
+
+    Input: any tensor whose first axis is the batch.
+    Output: (batch, prompt_size, heads, head_size).
+    `dropout` is applied in training, to each sample on its own.
+    """
+
+    def __init__(self, prompt_size, heads, head_size, dropout=0.1,
+                 embeddings_initializer='glorot_uniform', **kwargs):
+        super(PromptEmbedding, self).__init__(**kwargs)
+        self.prompt_size = prompt_size
+        self.heads = heads
+        self.head_size = head_size
+        self.dropout = dropout
+        self.embeddings_initializer = initializers.get(embeddings_initializer)
+
+    def build(self, input_shape):
+        super(PromptEmbedding, self).build(input_shape)
+        self.embeddings = self.add_weight(
+            name='prompt_embedding',
+            shape=(self.prompt_size, self.heads, self.head_size),
+            initializer=self.embeddings_initializer)
+
+    def call(self, inputs, training=None):
+        prompts = K.tile(self.embeddings[None], [K.shape(inputs)[0], 1, 1, 1])
+        if not self.dropout:
+            return prompts
+        return K.in_train_phase(lambda: K.dropout(prompts, self.dropout), prompts, training)
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.prompt_size, self.heads, self.head_size)
+
+    def get_config(self):
+        config = super(PromptEmbedding, self).get_config()
+        config.update(
+            prompt_size=self.prompt_size, heads=self.heads, head_size=self.head_size,
+            dropout=self.dropout,
+            embeddings_initializer=initializers.serialize(self.embeddings_initializer))
+        return config
+
+
+class PromptMultiHeadAttention(MultiHeadAttention):
+    """Multi-head attention that also attends to trainable keys and values.
+
+    Inputs: those of bert4keras's MultiHeadAttention, then, if `prompt_size`, key prompts and value
+    prompts, (batch, prompt_size, heads, size) each. Rotary and relative positions and masks concern
+    the sequence's own keys alone. A row whose keys are all masked gets finite numbers, not NaN.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.prompt_size = kwargs.pop('prompt_size', 0)
+        super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
+
+    def pay_attention_to(self, inputs, mask=None, **kwargs):
+        """softmax([q kp, q k] / sqrt(d)) [vp, v].
+
+        Returns the result, (batch, length, heads, head_size), and the scores among the sequence's
+        own tokens, (batch, heads, length, length).
+        """
+        prompts = []
+        if self.prompt_size:
+            inputs, prompts = inputs[:-2], inputs[-2:]
+        (q, k, v), rest = inputs[:3], list(inputs[3:])  # (batch, length, heads, size)
+        a_bias = rest.pop(0) if kwargs.get('a_bias') else None
+        p_bias = kwargs.get('p_bias')
+        scale = 1 / self.key_size**0.5 if self.attention_scale else 1.0
+
+        if p_bias == 'rotary':  # queries turn with their positions, prompts have none
+            q, k = apply_rotary_position_embeddings(rest[0], q, k)
+        scores = tf.einsum('bjhd,bkhd->bhjk', q, k)
+        if p_bias == 'typical_relative':
+            scores = scores + tf.einsum('bjhd,jkd->bhjk', q, rest[0])
+        elif p_bias == 't5_relative':
+            scores = scores + K.permute_dimensions(rest[0], (2, 0, 1))[None]
+        scores = scores * scale
+        if a_bias is not None and K.ndim(a_bias) == 3:
+            a_bias = align(a_bias, [0, -2, -1], 4)
+        # The smallest number instead of -inf: the same weights of 0, but no NaN where all is masked.
+        masked = sequence_masking(scores, mask[1], scores.dtype.min, -1, a_bias)
+        if prompts:
+            prompt_scores = tf.einsum('bjhd,bkhd->bhjk', q, prompts[0]) * scale
+            masked = K.concatenate([prompt_scores, masked], -1)
+        weights = attention_normalize(masked, None, -1, self.normalization)
+        if self.attention_dropout:
+            weights = keras.layers.Dropout(self.attention_dropout)(weights)
+        own = weights[..., self.prompt_size:]
+        output = tf.einsum('bhjk,bkhd->bjhd', own, v)
+        if prompts:
+            prompt_weights = weights[..., :self.prompt_size]
+            output = output + tf.einsum('bhjk,bkhd->bjhd', prompt_weights, prompts[1])
+        if p_bias == 'typical_relative':
+            output = output + tf.einsum('bhjk,jkd->bjhd', own, rest[0])
+        return output, scores
+
+    def get_config(self):
+        config = super(PromptMultiHeadAttention, self).get_config()
+        config['prompt_size'] = self.prompt_size
+        return config
+
+
+class PromptTuning(object):
+    """Mixin that gives a bert4keras Transformer its prompts.
+
+    prompt_size: trainable key/value pairs in each attention (P-Tuning V2); 0 for none.
+    ffn_prompt_size: trainable hidden units in each feed-forward network (FL-Tuning); 0 for none.
+    prompt_dropout: dropout of the keys and values in training.
+    Raises ValueError if a size is negative.
+
+    >>> class PromptALBERT(PromptTuning, bert4keras.models.ALBERT): pass
+    >>> albert = PromptALBERT(ffn_prompt_size=4, vocab_size=9, max_position=8, hidden_size=4,
+    ...     num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, hidden_act='gelu')
+    >>> albert.build()
+    >>> albert.freeze()
+    >>> [layer.name for layer in albert.model.layers if layer.trainable_weights]
+    ['Transformer-AddFFN']
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.prompt_size = kwargs.pop('prompt_size', 0)
+        self.ffn_prompt_size = kwargs.pop('ffn_prompt_size', 0)
+        self.prompt_dropout = kwargs.pop('prompt_dropout', 0.1)
+        for name in ('prompt_size', 'ffn_prompt_size'):
+            if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError('%s: expected a whole number from 0, got %r'
+                                 % (name, getattr(self, name)))
+        self.prompt_layers = []
+        super(PromptTuning, self).__init__(*args, **kwargs)
+
+    def apply(self, inputs=None, layer=None, arguments=None, **kwargs):
+        if layer is LayerNormalization:
+            # The original's; bert4keras 0.11.5 leaves some norms to K.epsilon().
+            kwargs.setdefault('epsilon', 1e-12)
+        if inputs is None:
+            return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
+        if layer is MultiHeadAttention:
+            return self.apply_attention(inputs, arguments, **kwargs)
+        if layer is FeedForward and self.ffn_prompt_size:
+            return self.apply_feed_forward(inputs, **kwargs)
+        return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
+
+    def apply_prompt(self, inputs, layer, **kwargs):
+        """Like `apply`, and remembers the layer as one that is trained."""
+        if kwargs['name'] not in self.prompt_layers:
+            self.prompt_layers.append(kwargs['name'])
+        return super(PromptTuning, self).apply(inputs, layer, **kwargs)
+
+    def apply_feed_forward(self, inputs, **kwargs):
+        """FFN(x) + FFN_prompt(x), the paper's equation 6: (..., hidden) -> (..., hidden)."""
+        name = kwargs.pop('name')
+        prompt = dict(kwargs, units=self.ffn_prompt_size)
+        outputs = [
+            super(PromptTuning, self).apply(inputs, FeedForward, name=name, **kwargs),
+            self.apply_prompt(inputs, FeedForward,
+                              name=name.replace('FeedForward', 'AddFFN'), **prompt)]
+        return super(PromptTuning, self).apply(outputs, keras.layers.Add, name=name + '-Sum')
+
+    def apply_attention(self, inputs, arguments, **kwargs):
+        """Attention with `prompt_size` trainable keys and values before the sequence's own."""
+        if self.residual_attention_scores:
+            kwargs['return_attention_scores'] = True
+        if self.prompt_size:
+            heads, head_size = kwargs['heads'], kwargs['head_size']
+            inputs = list(inputs)
+            for part, size in [('Key', kwargs.get('key_size') or head_size), ('Value', head_size)]:
+                inputs.append(self.apply_prompt(
+                    self.inputs[0], PromptEmbedding, prompt_size=self.prompt_size, heads=heads,
+                    head_size=size, dropout=self.prompt_dropout,
+                    embeddings_initializer=kwargs['kernel_initializer'],
+                    name='%s-%s-PromptEmbedding' % (kwargs['name'], part)))
+        return super(PromptTuning, self).apply(
+            inputs, PromptMultiHeadAttention, arguments, prompt_size=self.prompt_size, **kwargs)
+
+    def freeze(self):
+        """Leave only the prompts trainable. Call it after the checkpoint is loaded."""
+        prompts = [self.prefixed(name) for name in self.prompt_layers]
+        for name, layer in self.layers.items():
+            layer.trainable = name in prompts
+
+    def load_weights_from_checkpoint(self, checkpoint, mapping=None):
+        """As in bert4keras; raises UserError if a variable is missing or has another shape."""
+        mapping = mapping or self.variable_mapping()
+        variables = checkpoint
+        if not isinstance(checkpoint, dict):
+            reader = tf.train.load_checkpoint(checkpoint)
+            variables = {}
+            for layer, names in mapping.items():
+                if self.prefixed(layer) in self.layers:
+                    variables.update((n, reader.get_tensor(n)) for n in names if reader.has_tensor(n))
+        for layer, names in mapping.items():
+            layer = self.layers.get(self.prefixed(layer))
+            for weight, name in zip(layer.trainable_weights if layer else [], names):
+                if name not in variables:
+                    if not self.ignore_invalid_weights:
+                        raise UserError('%s: no variable %s, which this model needs'
+                                        % (checkpoint, name))
+                elif not self.autoresize_weights:
+                    shape = self.load_variable(variables, name).shape
+                    if K.int_shape(weight) != shape:
+                        raise UserError('%s: variable %s has shape %s, the config makes it %s'
+                                        % (checkpoint, name, shape, K.int_shape(weight)))
+        super(PromptTuning, self).load_weights_from_checkpoint(variables, mapping)
+
+
+class PtuningV2AddFNNPtuning(PromptTuning, BERT):
+    """BERT or RoBERTa with prompts; in `build_transformer_model`, whichever backbone is there."""
+
+
+class PromptNEZHA(PromptTuning, NEZHA):
+    """NEZHA with prompts."""
+
+
+class PromptRoFormer(PromptTuning, RoFormer):
+    """RoFormer with prompts."""
+
+
+BACKBONES = {'roberta': PtuningV2AddFNNPtuning, 'nezha': PromptNEZHA, 'roformer': PromptRoFormer}
+
+
+def detect_backbone(config_path, checkpoint_path):
+    """'roberta', 'nezha' or 'roformer', read off the config and the checkpoint's variables."""
+    with open(config_path) as reader:
+        if json.load(reader).get('use_relative_position'):
+            return 'nezha'
+    names = [name for name, _ in tf.train.list_variables(checkpoint_path)]
+    if any(name.endswith('embeddings/position_embeddings') for name in names):
+        return 'roberta'
+    return 'roformer'
+
+
+def build_transformer_model(config_path=None, checkpoint_path=None, model='bert', backbone='auto',
+                            **kwargs):
+    """bert4keras's `build_transformer_model`; PtuningV2AddFNNPtuning fits itself to the backbone.
+
+    backbone: 'auto' (read off the checkpoint), 'roberta', 'nezha' or 'roformer'; concerns only
+    `model=PtuningV2AddFNNPtuning`, which takes `prompt_size`, `ffn_prompt_size` and
+    `prompt_dropout` besides bert4keras's own arguments.
+    Raises UserError if the checkpoint does not fit the config.
+    """
+    if model is PtuningV2AddFNNPtuning:
+        if backbone == 'auto':
+            backbone = 'roberta'
+            if config_path and checkpoint_path:
+                backbone = detect_backbone(config_path, checkpoint_path)
+        model = BACKBONES[backbone]
+    return bert4keras.models.build_transformer_model(
+        config_path, checkpoint_path, model=model, **kwargs)
+
+
+custom_objects = {
+    'PromptEmbedding': PromptEmbedding,
+    'PromptMultiHeadAttention': PromptMultiHeadAttention,
+}
+keras.utils.get_custom_objects().update(custom_objects)
