@@ -13,7 +13,7 @@ if os.environ.get('RECOMPUTE', '0').lower() not in ('0', '', 'false', 'no', 'off
     # bert4keras's recomputation drops the padding masks on Keras 2.3.1 and breaks on TensorFlow 2.15+.
     raise ImportError('RECOMPUTE=1 loses the padding masks in bert4keras: unset RECOMPUTE')
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # no word on the GPUs that are not there
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # oneDNN rounds differently from run to run
 os.environ.setdefault('TF_DETERMINISTIC_OPS', '1')  # one seed, one result, on GPUs too
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
@@ -53,8 +53,9 @@ if TF2:
     for name in ('Optimizer', 'Adam', 'SGD'):
         legacy = getattr(tf_keras.optimizers.legacy, name)
         setattr(tf.keras.optimizers, name, legacy)
-else:
-    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
+    # The backbone's initial values, which this warns of, are overwritten by the checkpoint's.
+    warnings.filterwarnings('ignore', 'The initializer .* is unseeded')
+tf.get_logger().setLevel('ERROR')
 
 with quiet():
     from bert4keras.backend import K, keras  # noqa: E402,F401

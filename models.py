@@ -15,6 +15,7 @@ import json
 
 import compat  # noqa: F401  (before bert4keras)
 import bert4keras.models
+import numpy as np
 import tensorflow as tf
 from bert4keras.backend import K, align, apply_rotary_position_embeddings
 from bert4keras.backend import attention_normalize, keras, sequence_masking
@@ -24,6 +25,25 @@ from bert4keras.models import BERT, NEZHA, RoFormer
 from errors import UserError
 
 initializers = keras.initializers
+
+
+class PromptInitializer(initializers.Initializer):
+    """Truncated normal from NumPy's random state, so that both stacks start from the same weights.
+
+    (tf-keras gives every weight that shares an initializer the same values.)
+    """
+
+    def __init__(self, stddev=0.02):
+        self.stddev = stddev
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        values = np.random.normal(0, 1, shape)
+        while (np.abs(values) > 2).any():
+            values = np.where(np.abs(values) > 2, np.random.normal(0, 1, shape), values)
+        return K.constant(values * self.stddev, dtype=dtype)
+
+    def get_config(self):
+        return {'stddev': self.stddev}
 
 
 class PromptEmbedding(Layer):
@@ -179,7 +199,7 @@ class PromptTuning(object):
     def apply_feed_forward(self, inputs, **kwargs):
         """FFN(x) + FFN_prompt(x), the paper's equation 6: (..., hidden) -> (..., hidden)."""
         name = kwargs.pop('name')
-        prompt = dict(kwargs, units=self.ffn_prompt_size)
+        prompt = dict(kwargs, units=self.ffn_prompt_size, kernel_initializer=PromptInitializer())
         outputs = [
             super(PromptTuning, self).apply(inputs, FeedForward, name=name, **kwargs),
             self.apply_prompt(inputs, FeedForward,
@@ -197,7 +217,7 @@ class PromptTuning(object):
                 inputs.append(self.apply_prompt(
                     self.inputs[0], PromptEmbedding, prompt_size=self.prompt_size, heads=heads,
                     head_size=size, dropout=self.prompt_dropout,
-                    embeddings_initializer=kwargs['kernel_initializer'],
+                    embeddings_initializer=PromptInitializer(),
                     name='%s-%s-PromptEmbedding' % (kwargs['name'], part)))
         return super(PromptTuning, self).apply(
             inputs, PromptMultiHeadAttention, arguments, prompt_size=self.prompt_size, **kwargs)
@@ -235,17 +255,21 @@ class PromptTuning(object):
 
 class PtuningV2AddFNNPtuning(PromptTuning, BERT):
     """BERT or RoBERTa with prompts; in `build_transformer_model`, whichever backbone is there."""
+    backbone = 'roberta'
 
 
 class PromptNEZHA(PromptTuning, NEZHA):
     """NEZHA with prompts."""
+    backbone = 'nezha'
 
 
 class PromptRoFormer(PromptTuning, RoFormer):
     """RoFormer with prompts."""
+    backbone = 'roformer'
 
 
-BACKBONES = {'roberta': PtuningV2AddFNNPtuning, 'nezha': PromptNEZHA, 'roformer': PromptRoFormer}
+BACKBONES = {model.backbone: model
+             for model in (PtuningV2AddFNNPtuning, PromptNEZHA, PromptRoFormer)}
 
 
 def detect_backbone(config_path, checkpoint_path):
@@ -279,6 +303,7 @@ def build_transformer_model(config_path=None, checkpoint_path=None, model='bert'
 
 
 custom_objects = {
+    'PromptInitializer': PromptInitializer,
     'PromptEmbedding': PromptEmbedding,
     'PromptMultiHeadAttention': PromptMultiHeadAttention,
 }

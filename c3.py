@@ -1,0 +1,61 @@
+"""C3: which of up to four answers to a question about a dialogue or text is right?"""
+import collections
+
+import numpy as np
+from bert4keras.snippets import truncate_sequences
+
+from data import Record, read_json
+from errors import UserError
+from tasks import Encoded, MultipleChoice
+from train import main
+
+
+class C3(MultipleChoice):
+    Sample = collections.namedtuple('Sample', 'id passage question choices label')
+    name = 'c3'
+    train_files, dev_files = ['m-train.json', 'd-train.json'], ['m-dev.json', 'd-dev.json']
+    test_files = {'test1.0.json': 'c310_predict.json', 'test1.1.json': 'c311_predict.json'}
+    maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 512, 4, 4, 50, 1e-4
+    rows_per_sample = 4
+
+    def read(self, path, labelled):
+        """A file is a list of [turns, questions, id]."""
+        dialogues = read_json(path)
+        if not isinstance(dialogues, list):
+            raise UserError('%s: expected a list of [turns, questions, id]' % path)
+        samples = []
+        for number, dialogue in enumerate(dialogues):
+            where = '%s: dialogue %d' % (path, number)
+            if not isinstance(dialogue, list) or len(dialogue) < 2:
+                raise UserError('%s: expected [turns, questions, id]' % where)
+            dialogue = Record({'turns': dialogue[0], 'questions': dialogue[1]}, where)
+            passage = '||'.join(dialogue.get_list('turns', str))
+            for record in dialogue.get_records('questions'):
+                choices = record.get_list('choice', str)
+                if not 2 <= len(choices) <= self.rows_per_sample:
+                    raise record.error('choice', 'two to four choices')
+                label = record.get_choice('answer', choices) if labelled else None
+                samples.append(self.Sample(None if labelled else record.get_id(), passage,
+                                           record.get_text('question'), choices, label))
+        return samples
+
+    def encode(self, sample):
+        """A row a choice: [CLS] passage [SEP] question [SEP] choice [SEP], the longest shortened."""
+        choices = sample.choices + ['无效答案'] * (self.rows_per_sample - len(sample.choices))
+        passage = self.tokenize(sample.passage)
+        question = self.tokenize(sample.question)[1:]
+        rows = []
+        for choice in choices:
+            parts = [list(passage), list(question), self.tokenize(choice)[1:]]
+            truncate_sequences(self.maxlen, -2, *parts)
+            rows.append(np.array(sum(parts, []), 'int32'))
+        return Encoded(rows, sample.label or 0)
+
+    def choose(self, samples, results):
+        """The filled-up choices are never chosen."""
+        return [int(scores[:len(sample.choices)].argmax())
+                for sample, scores in zip(samples, results)]
+
+
+if __name__ == '__main__':
+    main(C3)

@@ -1,0 +1,152 @@
+"""CMRC 2018: the span of a passage that answers a question."""
+import collections
+import json
+import re
+
+import numpy as np
+from bert4keras.snippets import lowercase_and_normalize
+
+from data import Record, read_json
+from tasks import ReadingComprehension
+from train import main
+
+STRIDE = 128  # characters from one window to the next
+# What the official scoring script leaves out before it compares.
+PUNCTUATION = set('-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』')
+WORD = re.compile(r'[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+')
+
+
+class CMRC2018(ReadingComprehension):
+    name = 'cmrc2018'
+    test_files = {'trial.json': 'cmrc2018_trial_predict.json', 'test.json': 'cmrc2018_predict.json'}
+    maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 512, 16, 2, 20, 2e-4
+    metric = 'exact_match'
+
+    def __init__(self, *args, **kwargs):
+        super(CMRC2018, self).__init__(*args, **kwargs)
+        self.passages = {}  # question id: Passage
+        self.answers = {}  # question id: the answers listed
+
+    def read(self, path, labelled):
+        """The windows of a passage for every answer listed that is in it, or once without labels.
+
+        An answer that is in no place (answer_start -1) is scored against, but says nothing about
+        where to look: its windows would be labelled as without an answer.
+        """
+        windows, moved, absent = [], 0, 0
+        for article in Record(read_json(path), path).get_records('data'):
+            for paragraph in article.get_records('paragraphs'):
+                passage = Passage(paragraph.get_text('context'))
+                for record in paragraph.get_records('qas'):
+                    key, answers = record.get_id(), [None]
+                    self.passages[key] = passage
+                    if labelled:
+                        listed = record.get_records('answers')
+                        self.answers[key] = [answer.get_text('text') for answer in listed]
+                        answers = [passage.find(answer) for answer in listed]
+                        moved += sum(a is not None and passage.places[a[0]] != r['answer_start']
+                                     for a, r in zip(answers, listed))
+                        absent += answers.count(None)
+                        answers = [a for a in answers if a] or [self.NO_ANSWER]
+                    question = lowercase_and_normalize(record.get_text('question'))
+                    for answer in answers:
+                        windows.extend(self.windows(record, key, question, passage, answer))
+        if moved or absent:
+            print('%s: %d answers are not where answer_start says: taken from the nearest place that '
+                  'has them; %d are in no place: only scored against' % (path, moved, absent))
+        return windows
+
+    def windows(self, record, key, question, passage, answer):
+        """The windows of a passage, until its end is reached, with the answer where it is whole."""
+        size = self.maxlen - len(question) - 3
+        if size < 1:
+            raise record.error('question', 'fewer than maxlen %d - 3 characters' % self.maxlen)
+        for begin in range(0, len(passage.text), min(STRIDE, size)):
+            text = passage.text[begin:begin + size]
+            inside = answer
+            if answer and answer[1]:
+                start = answer[0] - begin
+                whole = 0 <= start and start + len(answer[1]) <= len(text)
+                inside = (start, answer[1]) if whole else self.NO_ANSWER
+            yield self.Window(key, question, text, begin, inside)
+            if begin + size >= len(passage.text):
+                break
+
+    def to_predict(self, samples):
+        """Each window once, whatever answers are listed."""
+        windows = collections.OrderedDict(
+            ((s.question_id, s.begin), s._replace(answer=None)) for s in samples)
+        return list(windows.values())
+
+    def spans(self, samples, results):
+        """{question id: answer text}, as it stands in the passage."""
+        return collections.OrderedDict(
+            (key, self.passages[key].original(*span))
+            for key, span in self.best_spans(samples, results).items())
+
+    def score(self, samples, results):
+        """Exact match and F1 of the official script, and how many spans are at a listed place.
+
+        CLUE reports the exact match. The original scored the place alone.
+        """
+        places = self.best_spans(samples, results)
+        exact, f1, at_place = [], [], []
+        for key, text in self.spans(samples, results).items():
+            answers, passage = self.answers[key], self.passages[key]
+            exact.append(max(bare(text) == bare(answer) for answer in answers))
+            f1.append(max(overlap(text, answer) for answer in answers))
+            at_place.append(any(passage.text[slice(*places[key])] == lowercase_and_normalize(answer)
+                                for answer in answers))
+        return collections.OrderedDict(
+            (name, float(np.mean(values)))
+            for name, values in [('exact_match', exact), ('f1', f1), ('position_match', at_place)])
+
+    def submission(self, samples, results):
+        return json.dumps(self.spans(samples, results), ensure_ascii=False, indent=4)
+
+
+class Passage(object):
+    """A passage with its normalized text; `places` are the original characters behind each of its."""
+
+    def __init__(self, context):
+        self.context = context
+        pieces = [lowercase_and_normalize(character) for character in context]
+        self.text = ''.join(pieces)
+        self.places = [i for i, piece in enumerate(pieces) for _ in piece]
+
+    def find(self, answer):
+        """(start, text) of an answer in the normalized text, nearest to where its record says.
+
+        None if the record says, with answer_start -1, that it is in no place.
+        """
+        text, offset = lowercase_and_normalize(answer['text']), answer.get_integer('answer_start')
+        starts = [found.start() for found in re.finditer('(?=%s)' % re.escape(text), self.text)]
+        if not starts:
+            if offset == -1:
+                return None
+            raise answer.error('text', 'a text that is in the passage')
+        return min(starts, key=lambda start: abs(self.places[start] - offset)), text
+
+    def original(self, start, end):
+        """The passage as it was written, from `start` up to `end` of the normalized text."""
+        return self.context[self.places[start]:self.places[end - 1] + 1] if end > start else ''
+
+
+def bare(text):
+    """Lower case, without the punctuation and spaces that the official script leaves out."""
+    return ''.join(c for c in text.lower() if c not in PUNCTUATION and not c.isspace())
+
+
+def overlap(text, answer):
+    """The official F1: longest common run of segments, Chinese characters and other words mixed."""
+    ours, theirs = [WORD.findall(''.join(c for c in t.lower() if c not in PUNCTUATION))
+                    for t in (text, answer)]
+    longest, lengths = 0, {}
+    for i, segment in enumerate(ours):
+        lengths = {j: lengths.get(j - 1, 0) + 1 for j, other in enumerate(theirs) if other == segment}
+        longest = max([longest] + list(lengths.values()))
+    return 2.0 * longest / (len(ours) + len(theirs)) if longest else 0.0
+
+
+if __name__ == '__main__':
+    main(CMRC2018)

@@ -1,0 +1,190 @@
+"""Files in and out: records that say where they stand, padded batches, writing without half files."""
+import contextlib
+import hashlib
+import io
+import json
+import os
+import queue
+import threading
+
+import numpy as np
+
+from errors import UserError
+
+
+class Record(dict):
+    """A JSON object that knows its place, so that a wrong field is reported with file and line."""
+
+    def __init__(self, fields, where):
+        if not isinstance(fields, dict):
+            raise UserError('%s: expected an object, got %s' % (where, shorten(fields)))
+        super(Record, self).__init__(fields)
+        self.where = where
+
+    def error(self, name, expected):
+        """A UserError about the field `name`."""
+        got = 'got ' + shorten(self[name]) if name in self else 'the field is missing'
+        return UserError('%s: field "%s": expected %s, %s' % (self.where, name, expected, got))
+
+    def get_text(self, name):
+        """The non-empty string in field `name`."""
+        value = self.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(name, 'a text')
+        return value
+
+    def get_choice(self, name, choices):
+        """The index in `choices` of field `name`, whose numbers may be written as text or not."""
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or str(value) not in choices:
+            raise self.error(name, 'one of ' + ', '.join(choices))
+        return choices.index(str(value))
+
+    def get_integer(self, name):
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(name, 'a whole number')
+        return value
+
+    def get_id(self, name='id', default=None):
+        """An identifier, text or whole number, as it is in the file."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise self.error(name, 'a text or a whole number')
+        return value
+
+    def get_list(self, name, kind=None):
+        """The non-empty list in field `name`; with `kind`, all of that type."""
+        value = self.get(name)
+        if not isinstance(value, list) or not value:
+            raise self.error(name, 'a list')
+        if kind and not all(isinstance(item, kind) for item in value):
+            raise self.error(name, 'a list of ' + ('texts' if kind is str else kind.__name__))
+        return value
+
+    def get_record(self, name):
+        if not isinstance(self.get(name), dict):
+            raise self.error(name, 'an object')
+        return Record(self[name], '%s: field "%s"' % (self.where, name))
+
+    def get_records(self, name):
+        """The objects in the list in field `name`."""
+        return [Record(item, '%s: %s[%d]' % (self.where, name, i))
+                for i, item in enumerate(self.get_list(name))]
+
+
+def shorten(value, limit=40):
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[:limit] + '...'
+
+
+def read_text(path):
+    try:
+        with io.open(path, encoding='utf-8-sig') as reader:
+            text = reader.read()
+    except OSError as error:
+        raise UserError('%s: %s' % (path, error.strerror))
+    except UnicodeDecodeError as error:
+        raise UserError('%s: expected UTF-8, byte %d is none' % (path, error.start))
+    if not text.strip():
+        raise UserError('%s: the file is empty' % path)
+    return text
+
+
+def read_json(path):
+    """The whole of a JSON file. Raises UserError with the line that is not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        line = getattr(error, 'lineno', 1)
+        raise UserError('%s: line %d: not JSON: %s' % (path, line, error))
+
+
+def read_json_lines(path):
+    """The records of a file with one JSON object a line; blank lines are passed over."""
+    records = []
+    for number, line in enumerate(read_text(path).split('\n'), 1):
+        if line.strip():
+            where = '%s: line %d' % (path, number)
+            try:
+                records.append(Record(json.loads(line), where))
+            except ValueError as error:
+                raise UserError('%s: not JSON: %s' % (where, error))
+    return records
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A temporary path beside `path`, which takes its place if all goes well."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = '%s.%d.tmp' % (path, os.getpid())
+    try:
+        yield temporary
+        with open(temporary, 'rb') as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError('%s: %s' % (path, error.strerror))
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def write_text(path, text):
+    with replacing(path) as temporary:
+        with io.open(temporary, 'w', encoding='utf-8', newline='\n') as writer:
+            writer.write(text)
+
+
+def json_line(**fields):
+    return json.dumps(fields, ensure_ascii=False) + '\n'
+
+
+def file_sha256(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as reader:
+        for block in iter(lambda: reader.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def pad(rows, dtype='int32'):
+    """Sequences of different lengths as one array, zeros behind them: (rows, longest)."""
+    lengths = np.array([len(row) for row in rows])
+    padded = np.zeros((len(rows), lengths.max()), dtype)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return padded
+
+
+def prefetch(generator, size=4):
+    """The same items, made in a thread while the device computes."""
+    items, stop = queue.Queue(size), threading.Event()
+
+    def put(item):
+        while not stop.is_set():
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def work():
+        try:
+            for item in generator:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, StopIteration))
+        except BaseException as error:  # raised again where the items are used
+            put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = items.get()
+            if error is StopIteration:
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,22 @@
+"""TNEWS: which of 15 sections does a headline belong to?"""
+from data import read_json_lines
+from tasks import Classification
+from train import main
+
+
+class TNEWS(Classification):
+    name = 'tnews'
+    labels = [str(label) for label in range(100, 117) if label not in (105, 111)]
+    test_files = {'test1.0.json': 'tnews10_predict.json', 'test.json': 'tnews11_predict.json'}
+    maxlen, batch_size, epochs, learning_rate = 128, 32, 30, 5e-5
+
+    def read(self, path, labelled):
+        return [self.Text(
+            id=None if labelled else record.get_id(),
+            first=record.get_text('sentence'), second=None,
+            label=record.get_choice('label', self.labels) if labelled else None)
+            for record in read_json_lines(path)]
+
+
+if __name__ == '__main__':
+    main(TNEWS)

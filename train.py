@@ -1,0 +1,326 @@
+"""One task from its files to its submission: the flags, the training, the predictions, the record."""
+import argparse
+import collections
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+
+import compat
+import numpy as np
+import tensorflow as tf
+from bert4keras.backend import K, keras
+from tqdm import tqdm
+
+import deltas
+import snippets
+from data import file_sha256, prefetch, write_text
+from errors import UserError
+from tiny_backbone import write_tiny_backbone
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def whole_number(minimum):
+    def parse(text):
+        if not text.lstrip('+-').isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError('expected a whole number from %d, got %s'
+                                             % (minimum, text))
+        return int(text)
+    return parse
+
+
+def positive_number(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError('expected a number above 0, got %s' % text)
+    return value
+
+
+def parse_flags(task, argv=None):
+    """The settings of a run: flags over snippets.py and the task's defaults."""
+    parser = Parser(
+        prog=task.name + '.py', description=(sys.modules[task.__module__].__doc__ or '').strip(),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    size, count = whole_number(0), whole_number(1)
+    flags = [
+        ('--backbone', dict(choices=['auto', 'roberta', 'nezha', 'roformer']),
+         snippets.backbone, 'kind of the backbone; auto reads it off the checkpoint'),
+        ('--config_path', {}, snippets.config_path, 'bert_config.json of the backbone'),
+        ('--checkpoint_path', {}, snippets.checkpoint_path, 'TensorFlow checkpoint of the backbone'),
+        ('--dict_path', {}, snippets.dict_path, 'vocab.txt of the backbone'),
+        ('--data_path', {}, snippets.data_path, 'folder with a folder for each task'),
+        ('--prompt_size', dict(type=size), snippets.prompt_size,
+         'P-Tuning V2: trainable keys and values in every attention'),
+        ('--ffn_prompt_size', dict(type=size), snippets.ffn_prompt_size,
+         'FL-Tuning: trainable hidden units in every feed-forward network'),
+        ('--epochs', dict(type=count), task.epochs, 'passes over the training data'),
+        ('--batch_size', dict(type=count), task.batch_size, 'samples a batch'),
+        ('--maxlen', dict(type=whole_number(8)), task.maxlen, 'tokens a sequence at most'),
+        ('--learning_rate', dict(type=positive_number), task.learning_rate,
+         'of the first step; falls to 0, linearly'),
+        ('--grad_accum_steps', dict(type=count), task.grad_accum_steps, 'batches an update'),
+        ('--seed', dict(type=size), snippets.seed, 'two runs with one seed are equal'),
+        ('--limit', dict(type=count), None, 'only the first N samples of each split: a trial run'),
+        ('--output_dir', {}, snippets.output_dir, 'where weights/ and results/ go; here, unless said'),
+    ]
+    for flag, options, default, text in flags:
+        parser.add_argument(flag, default=default, help=text or ' ', **options)
+    return parser.parse_args(argv)
+
+
+def set_seed(seed):
+    """Start every source of random numbers anew."""
+    random.seed(seed)
+    np.random.seed(seed)
+    tf.compat.v1.set_random_seed(seed)
+
+
+def find_data(task, data_path):
+    """The folder of the task's files; the bundled sample where the default folder lacks them."""
+    folder = os.path.join(data_path, task.name)
+    if data_path != 'clue_dataset':
+        if not os.path.isdir(folder):
+            raise UserError('data_path: no folder %s; expected the files of %s there'
+                            % (folder, task.name))
+        return folder
+    folder = os.path.join(ROOT, folder)
+    if os.path.isdir(folder):
+        return folder
+    sample = os.path.join(ROOT, 'clue_dataset', 'sample', task.name)
+    print('%s: no files in clue_dataset/%s: using the bundled sample, which shows how things go and '
+          'scores nothing (see clue_dataset/README.md)' % (task.name, task.name))
+    return sample
+
+
+def find_backbone(settings, folder):
+    """{setting: path} of the backbone; a tiny random one where none is set."""
+    paths = {name: getattr(settings, name)
+             for name in ('config_path', 'checkpoint_path', 'dict_path')}
+    if any(paths.values()):
+        return paths
+    kind = 'roberta' if settings.backbone == 'auto' else settings.backbone
+    print('no backbone is set: using a tiny %s of random weights, which knows no Chinese; set '
+          'config_path, checkpoint_path and dict_path in snippets.py' % kind)
+    characters = set()
+    for name in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, name), encoding='utf-8', errors='ignore') as reader:
+            characters.update(reader.read().lower())
+    return write_tiny_backbone(os.path.join(settings.output_dir, 'weights', 'tiny_' + kind),
+                               characters, kind)
+
+
+def build_model(task, settings, paths, keep_tokens):
+    """(model, transformer) of a task: frozen backbone, prompts, head."""
+    transformer = snippets.load_backbone(
+        paths['config_path'], paths['checkpoint_path'], keep_tokens, settings.backbone,
+        settings.prompt_size, settings.ffn_prompt_size, snippets.prompt_dropout)
+    inputs = transformer.inputs + task.extra_inputs()
+    return keras.models.Model(inputs, task.outputs(transformer.output, inputs)), transformer
+
+
+def count(weights):
+    return int(sum(np.prod(K.int_shape(weight)) for weight in weights))
+
+
+def train_function(model, task, optimizer):
+    """f(inputs, labels) -> loss: one step on one batch."""
+    weights = model.trainable_weights
+    if not compat.TF2:
+        labels = K.placeholder(ndim=task.label_ndim, dtype=task.label_dtype)
+        loss = task.loss(labels, model.output)
+        step = K.function(model.inputs + [labels, K.learning_phase()], [loss],
+                          updates=optimizer.get_updates(loss, weights))
+        return lambda inputs, labels: float(step(list(inputs) + [labels, 1])[0])
+
+    @tf.function(input_signature=[
+        [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs],
+        tf.TensorSpec([None] * task.label_ndim, task.label_dtype)])
+    def step(inputs, labels):
+        with tf.GradientTape() as tape:
+            loss = task.loss(labels, model(inputs, training=True))
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        return loss
+
+    return lambda inputs, labels: float(step([tf.constant(x, 'float32') for x in inputs], labels))
+
+
+def predict_function(model):
+    """f(inputs) -> output array, dropout off."""
+    if not compat.TF2:
+        outputs = K.function(model.inputs + [K.learning_phase()], [model.output])
+        return lambda inputs: outputs(list(inputs) + [0])[0]
+
+    @tf.function(input_signature=[[tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]])
+    def outputs(inputs):
+        return model(inputs, training=False)
+
+    return lambda inputs: outputs([tf.constant(x, 'float32') for x in inputs]).numpy()
+
+
+def progress(total, description):
+    """A bar on a terminal, a line now and then in a log file."""
+    return tqdm(total=total, desc=description, unit='sample', dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 30)
+
+
+def batches(encoded, size, order=None):
+    order = range(len(encoded)) if order is None else order
+    for begin in range(0, len(encoded), size):
+        yield [encoded[i] for i in order[begin:begin + size]]
+
+
+def train_epoch(step, task, encoded, settings, epoch):
+    """One pass in the order that seed and epoch give; returns the mean loss."""
+    order = np.random.RandomState([settings.seed, epoch]).permutation(len(encoded))
+    lists = batches(encoded, settings.batch_size, order)
+    total, seen = 0.0, 0
+    with progress(len(encoded), 'epoch %d/%d' % (epoch + 1, settings.epochs)) as bar:
+        for batch, size in prefetch((task.collate(batch), len(batch)) for batch in lists):
+            total += step(*batch) * size
+            seen += size
+            bar.set_postfix(loss='%.4f' % (total / seen), refresh=False)
+            bar.update(size)
+    return total / seen
+
+
+def predict(run, task, encoded, batch_size, description):
+    """The results for a list of `Encoded`, in its order; `run` as from `predict_function`."""
+    results = []
+    with progress(len(encoded), description) as bar:
+        lists = batches(encoded, batch_size)
+        for batch, inputs in prefetch((batch, task.collate(batch)[0]) for batch in lists):
+            results.extend(task.decode(run(inputs), batch))
+            bar.update(len(batch))
+    return results
+
+
+def versions():
+    found = {'stack': compat.STACK, 'python': platform.python_version(), 'tensorflow': tf.__version__,
+             'numpy': np.__version__}
+    import bert4keras
+    found.update(keras=getattr(keras, '__version__', tf.__version__),
+                 bert4keras=bert4keras.__version__)
+    return found
+
+
+def git_commit():
+    """The commit of the code, with '+' where files differ from it; None outside a checkout."""
+    try:
+        commit = subprocess.check_output(['git', 'rev-parse', 'HEAD'], cwd=ROOT,
+                                         stderr=subprocess.DEVNULL).decode().strip()
+        dirty = subprocess.check_output(['git', 'status', '--porcelain', '-uno'], cwd=ROOT,
+                                        stderr=subprocess.DEVNULL)
+        return commit + ('+' if dirty else '')
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run(task_class, argv=None):
+    """Train a task, keep the best epoch, predict its test files. Returns the record of the run."""
+    began = time.time()
+    settings = parse_flags(task_class, argv)
+    folder = find_data(task_class, settings.data_path)
+    paths = find_backbone(settings, folder)
+    tokenizer, keep_tokens = snippets.load_tokenizer(paths['dict_path'])
+    snippets.check_backbone(maxlen=settings.maxlen, **paths)
+    task = task_class(tokenizer, settings.maxlen)
+
+    # All files are read before anything is trained or written.
+    train_files = task.find_train_files(folder)
+    train = task.load(folder, train_files, True, settings.limit)
+    dev = task.load(folder, task.dev_files, True, settings.limit)
+    tests = collections.OrderedDict()
+    for name, result in task.test_files.items():
+        if os.path.exists(os.path.join(folder, name)):
+            tests[result] = task.to_predict(task.load(folder, [name], False, settings.limit))
+        else:
+            print('%s: no file %s: %s will not be written' % (folder, name, result))
+    train_encoded = [task.encode(sample) for sample in tqdm(train, desc='encode', unit='sample',
+                                                            disable=not sys.stderr.isatty())]
+    dev = task.to_predict(dev)
+    dev_encoded = [task.encode(sample) for sample in dev]
+
+    K.clear_session()
+    set_seed(settings.seed)
+    model, transformer = build_model(task, settings, paths, keep_tokens)
+    trained, frozen = count(model.trainable_weights), count(model.non_trainable_weights)
+    backbone = deltas.fingerprint(model, tokenizer._token_dict)
+    steps = -(-len(train) // settings.batch_size) * settings.epochs
+    optimizer = snippets.get_optimizer(settings.learning_rate, 0, steps,
+                                       grad_accum_steps=settings.grad_accum_steps)
+    step, outputs = train_function(model, task, optimizer), predict_function(model)
+    belongs_to = {
+        'task': task.name, 'labels': getattr(task, 'labels', []), 'prompt_size': settings.prompt_size,
+        'ffn_prompt_size': settings.ffn_prompt_size, 'backbone_kind': transformer.backbone,
+        'backbone_sha256': backbone}
+    weights_path = os.path.join(settings.output_dir, 'weights', task.name + '.weights')
+    record = {
+        'task': task.name, 'settings': dict(vars(settings), **paths), 'seed': settings.seed,
+        'versions': versions(), 'git_commit': git_commit(), 'backbone_kind': transformer.backbone,
+        'backbone_sha256': backbone,
+        'data_sha256': {name: file_sha256(os.path.join(folder, name))
+                        for name in train_files + task.dev_files + list(task.test_files)
+                        if os.path.exists(os.path.join(folder, name))},
+        'samples': {'train': len(train), 'dev': len(dev)},
+        'parameters': {'trained': trained, 'all': trained + frozen}, 'history': []}
+
+    best = None
+    for epoch in range(settings.epochs):
+        start = time.time()
+        loss = train_epoch(step, task, train_encoded, settings, epoch)
+        dev_results = predict(outputs, task, dev_encoded, settings.batch_size, 'dev')
+        scores = task.score(dev, dev_results)
+        record['history'].append(dict(scores, epoch=epoch + 1, loss=loss,
+                                      seconds=round(time.time() - start, 2)))
+        if best is None or scores[task.metric] > best['scores'][task.metric]:
+            best = {'epoch': epoch + 1, 'scores': scores,
+                    'values': deltas.get_values(deltas.named_weights(model))}
+            deltas.save_delta(weights_path, best['values'], dict(
+                belongs_to, seed=settings.seed, dev=scores, epoch=epoch + 1,
+                versions=record['versions']))
+        print('epoch %d: loss %.4f, dev %s, best %.4f' % (
+            epoch + 1, loss, ', '.join('%s %.4f' % item for item in scores.items()),
+            best['scores'][task.metric]))
+    if deltas.fingerprint(model, tokenizer._token_dict) != backbone:
+        raise AssertionError('the frozen weights changed in training')
+
+    K.batch_set_value([(w, best['values'][name]) for name, w in deltas.named_weights(model)])
+    written = [weights_path]
+    for name, samples in tests.items():
+        encoded = [task.encode(sample) for sample in samples]
+        results = predict(outputs, task, encoded, settings.batch_size, name)
+        written.append(os.path.join(settings.output_dir, 'results', name))
+        write_text(written[-1], task.submission(samples, results))
+    record.update(
+        best={'epoch': best['epoch'], 'dev': best['scores']}, seconds=round(time.time() - began, 2),
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    written.append(os.path.join(settings.output_dir, 'results', task.name + '_run.json'))
+    write_text(written[-1], json.dumps(record, ensure_ascii=False, indent=2) + '\n')
+    print('%s: best dev %s %.4f in epoch %d; trained %s of %s parameters (%.2f %%); wrote %s' % (
+        task.name, task.metric, best['scores'][task.metric], best['epoch'], format(trained, ','),
+        format(trained + frozen, ','), 100.0 * trained / (trained + frozen), ', '.join(written)))
+    return record
+
+
+def main(task_class):
+    """`python TASK.py`: bad input is one line and exit code 2."""
+    try:
+        run(task_class)
+    except UserError as error:
+        print('%s.py: error: %s' % (task_class.name, error), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

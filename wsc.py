@@ -1,0 +1,36 @@
+"""CLUEWSC: does a pronoun mean this thing?"""
+from data import read_json_lines
+from tasks import Classification
+from train import main
+
+
+class WSC(Classification):
+    name = 'wsc'
+    labels = ['false', 'true']
+    test_files = {'test1.0.json': 'cluewsc10_predict.json', 'test.json': 'cluewsc11_predict.json'}
+    maxlen, batch_size, epochs, learning_rate = 128, 128, 40, 3e-4
+
+    def read(self, path, labelled):
+        return [self.Text(
+            id=None if labelled else record.get_id(),
+            first=self.mark(record), second=None,
+            label=record.get_choice('label', self.labels) if labelled else None)
+            for record in read_json_lines(path)]
+
+    def mark(self, record):
+        """The text with _span1_ and [span2] marked."""
+        text, target = record.get_text('text'), record.get_record('target')
+        marks = []
+        for number, before, behind in [(1, '_', '_'), (2, '[', ']')]:
+            span = target.get_text('span%d_text' % number)
+            begin = target.get_integer('span%d_index' % number)
+            if begin < 0 or text[begin:begin + len(span)] != span:
+                raise target.error('span%d_index' % number, 'where the text says "%s"' % span)
+            marks += [(begin, 1, before), (begin + len(span), 0, behind)]
+        for place, _, mark in sorted(marks, reverse=True):  # from the end: places stay
+            text = text[:place] + mark + text[place:]
+        return text
+
+
+if __name__ == '__main__':
+    main(WSC)
