@@ -10,6 +10,10 @@ Two ways to tune a frozen Transformer, each alone, both together, or neither:
 
 bert4keras makes every layer through `Transformer.apply`, so one mixin that overrides it serves
 every backbone: `class MyTransformer(PromptTuning, AnyTransformer): pass`.
+
+A padded batch (batch, length) holds padding for up to half of its places. With `packed=True` the
+layers between embedding and head see the true tokens alone, (tokens, hidden); only the attention
+scores unfold to (batch, length). The numbers are the same (packing.py).
 """
 import json
 
@@ -20,9 +24,11 @@ import tensorflow as tf
 from bert4keras.backend import K, align, apply_rotary_position_embeddings
 from bert4keras.backend import attention_normalize, keras, sequence_masking
 from bert4keras.layers import FeedForward, Layer, LayerNormalization, MultiHeadAttention
+from bert4keras.layers import RelativePositionEmbedding, SinusoidalPositionEmbedding
 from bert4keras.models import BERT, NEZHA, RoFormer
 
 from errors import UserError
+from packing import FirstToken, Pack, Packing, Unpack, first_rows, fold, unfold
 
 initializers = keras.initializers
 
@@ -95,13 +101,51 @@ class PromptMultiHeadAttention(MultiHeadAttention):
     """Multi-head attention that also attends to trainable keys and values.
 
     Inputs: those of bert4keras's MultiHeadAttention, then, if `prompt_size`, key prompts and value
-    prompts, (batch, prompt_size, heads, size) each. Rotary and relative positions and masks concern
-    the sequence's own keys alone. A row whose keys are all masked gets finite numbers, not NaN.
+    prompts, (batch, prompt_size, heads, size) each, then, if `packed`, the outputs of `Packing`.
+    Rotary and relative positions and masks concern the sequence's own keys alone. A row whose keys
+    are all masked gets finite numbers, not NaN.
+
+    Output: (batch, length, out_dim); if `packed`, (tokens, out_dim), or (batch, out_dim) for the
+    queries of position 0 alone where it is called with `first_only=True`.
     """
 
     def __init__(self, *args, **kwargs):
         self.prompt_size = kwargs.pop('prompt_size', 0)
+        self.packed = kwargs.pop('packed', False)
         super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
+
+    def call(self, inputs, mask=None, **kwargs):
+        if not self.packed:
+            return super(PromptMultiHeadAttention, self).call(inputs, mask=mask, **kwargs)
+        inputs, packing = list(inputs[:-3]), inputs[-3:]
+        query, key, value = inputs[:3]  # (tokens, hidden)
+        heads = (K.shape(packing[2])[0], -1, self.heads)
+        if kwargs.get('first_only'):
+            query = self.q_dense(first_rows(query, packing))  # (batch, heads * size)
+        else:
+            query = unfold(self.q_dense(query), packing)
+        grids = [query, unfold(self.k_dense(key), packing), unfold(self.v_dense(value), packing)]
+        inputs[:3] = [K.reshape(grid, heads + (size,)) for grid, size in zip(
+            grids, [self.key_size, self.key_size, self.head_size])]
+        output, scores = self.pay_attention_to(inputs, [None, packing[2]], **kwargs)
+        output = K.reshape(output, (-1, self.heads * self.head_size))
+        if not kwargs.get('first_only'):
+            output = fold(output, packing)
+        output = self.o_dense(output)
+        return [output, scores] if self.return_attention_scores else output
+
+    def compute_output_shape(self, input_shape):
+        shape = super(PromptMultiHeadAttention, self).compute_output_shape(input_shape)
+        if not self.packed:
+            return shape
+        if self.return_attention_scores:
+            return [(None, self.out_dim), (None, self.heads, None, None)]
+        return (None, self.out_dim)
+
+    def compute_mask(self, inputs, mask=None):
+        if not self.packed:
+            return super(PromptMultiHeadAttention, self).compute_mask(inputs, mask)
+        return [None, None] if self.return_attention_scores else None
 
     def pay_attention_to(self, inputs, mask=None, **kwargs):
         """softmax([q kp, q k] / sqrt(d)) [vp, v].
@@ -115,15 +159,23 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         (q, k, v), rest = inputs[:3], list(inputs[3:])  # (batch, length, heads, size)
         a_bias = rest.pop(0) if kwargs.get('a_bias') else None
         p_bias = kwargs.get('p_bias')
+        positions = rest[0] if p_bias else None
+        if kwargs.get('first_only'):
+            if p_bias in ('typical_relative', 't5_relative'):
+                positions = positions[:1]  # (1, length, ...)
+            if a_bias is not None:
+                a_bias = a_bias[..., :1, :]
         scale = 1 / self.key_size**0.5 if self.attention_scale else 1.0
 
         if p_bias == 'rotary':  # queries turn with their positions, prompts have none
-            q, k = apply_rotary_position_embeddings(rest[0], q, k)
+            k = apply_rotary_position_embeddings(positions, k)
+            if not kwargs.get('first_only'):  # at position 0 nothing turns
+                q = apply_rotary_position_embeddings(positions, q)
         scores = tf.einsum('bjhd,bkhd->bhjk', q, k)
         if p_bias == 'typical_relative':
-            scores = scores + tf.einsum('bjhd,jkd->bhjk', q, rest[0])
+            scores = scores + tf.einsum('bjhd,jkd->bhjk', q, positions)
         elif p_bias == 't5_relative':
-            scores = scores + K.permute_dimensions(rest[0], (2, 0, 1))[None]
+            scores = scores + K.permute_dimensions(positions, (2, 0, 1))[None]
         scores = scores * scale
         if a_bias is not None and K.ndim(a_bias) == 3:
             a_bias = align(a_bias, [0, -2, -1], 4)
@@ -141,12 +193,12 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             prompt_weights = weights[..., :self.prompt_size]
             output = output + tf.einsum('bhjk,bkhd->bjhd', prompt_weights, prompts[1])
         if p_bias == 'typical_relative':
-            output = output + tf.einsum('bhjk,jkd->bjhd', own, rest[0])
+            output = output + tf.einsum('bhjk,jkd->bjhd', own, positions)
         return output, scores
 
     def get_config(self):
         config = super(PromptMultiHeadAttention, self).get_config()
-        config['prompt_size'] = self.prompt_size
+        config.update(prompt_size=self.prompt_size, packed=self.packed)
         return config
 
 
@@ -156,6 +208,9 @@ class PromptTuning(object):
     prompt_size: trainable key/value pairs in each attention (P-Tuning V2); 0 for none.
     ffn_prompt_size: trainable hidden units in each feed-forward network (FL-Tuning); 0 for none.
     prompt_dropout: dropout of the keys and values in training.
+    packed: compute on true tokens only; the output is unfolded, 0 where there is padding.
+    first_only: with `packed`, the last layer computes position 0 alone, the output is
+        (batch, 1, hidden).
     Raises ValueError if a size is negative.
 
     >>> class PromptALBERT(PromptTuning, bert4keras.models.ALBERT): pass
@@ -175,6 +230,11 @@ class PromptTuning(object):
             if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError('%s: expected a whole number from 0, got %r'
                                  % (name, getattr(self, name)))
+        self.packed = kwargs.pop('packed', False)
+        self.first_only = self.packed and kwargs.pop('first_only', False)
+        kwargs.pop('first_only', None)
+        self.packing = None  # the outputs of `Packing`, once the trunk has begun
+        self.in_last_layer = False
         self.prompt_layers = []
         super(PromptTuning, self).__init__(*args, **kwargs)
 
@@ -188,7 +248,41 @@ class PromptTuning(object):
             return self.apply_attention(inputs, arguments, **kwargs)
         if layer is FeedForward and self.ffn_prompt_size:
             return self.apply_feed_forward(inputs, **kwargs)
+        if self.packing:
+            if isinstance(layer, type) and issubclass(
+                    layer, (RelativePositionEmbedding, SinusoidalPositionEmbedding)):
+                # These read batch and length off their inputs, which packed rows do not show.
+                packed, grid = self.trunk_input
+                inputs = [grid if x is packed else x for x in inputs] if isinstance(
+                    inputs, list) else grid
+            elif (self.in_last_layer and self.first_only
+                  and kwargs.get('name', '').endswith('MultiHeadSelfAttention-Add')):
+                rows = super(PromptTuning, self).apply(
+                    [inputs[0]] + self.packing, FirstToken, name='Last-First-Token')
+                inputs = [rows] + inputs[1:]
         return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
+
+    def apply_embeddings(self, inputs):
+        x = super(PromptTuning, self).apply_embeddings(inputs)
+        if not self.packed:
+            return x
+        packing = super(PromptTuning, self).apply(self.inputs[0], Packing, name='Packing')
+        packed = super(PromptTuning, self).apply([x] + packing, Pack, name='Pack')
+        self.packing, self.trunk_input = packing, (packed, x)
+        return packed  # (tokens, hidden)
+
+    def apply_main_layers(self, inputs, index):
+        self.in_last_layer = index == self.num_hidden_layers - 1
+        return super(PromptTuning, self).apply_main_layers(inputs, index)
+
+    def apply_final_layers(self, inputs):
+        x, packing, self.packing = inputs, self.packing, None
+        if packing and self.first_only:
+            x = super(PromptTuning, self).apply(
+                x, keras.layers.Reshape, target_shape=(1, self.hidden_size), name='Unpack')
+        elif packing:
+            x = super(PromptTuning, self).apply([x] + packing, Unpack, name='Unpack')
+        return super(PromptTuning, self).apply_final_layers(x)
 
     def apply_prompt(self, inputs, layer, **kwargs):
         """Like `apply`, and remembers the layer as one that is trained."""
@@ -219,8 +313,14 @@ class PromptTuning(object):
                     head_size=size, dropout=self.prompt_dropout,
                     embeddings_initializer=PromptInitializer(),
                     name='%s-%s-PromptEmbedding' % (kwargs['name'], part)))
+        if self.packing:
+            inputs = list(inputs) + self.packing
+            arguments = dict(arguments or {})
+            if self.in_last_layer and self.first_only:
+                arguments['first_only'] = True
         return super(PromptTuning, self).apply(
-            inputs, PromptMultiHeadAttention, arguments, prompt_size=self.prompt_size, **kwargs)
+            inputs, PromptMultiHeadAttention, arguments, prompt_size=self.prompt_size,
+            packed=bool(self.packing), **kwargs)
 
     def freeze(self):
         """Leave only the prompts trainable. Call it after the checkpoint is loaded."""

@@ -27,6 +27,7 @@ class Task(object):
     test_files: {file to predict: file in CLUE's submission format}.
     metric: the score CLUE reports, by which the best epoch is chosen.
     rows_per_sample: rows of token ids that belong to one sample.
+    first_only: the head reads the vector of [CLS] alone.
     """
 
     name = None
@@ -34,6 +35,7 @@ class Task(object):
     maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 128, 32, 1, 10, 1e-4
     metric = 'accuracy'
     rows_per_sample = 1
+    first_only = True
     label_ndim, label_dtype = 2, 'int32'
 
     def __init__(self, tokenizer, maxlen=None):
@@ -216,6 +218,7 @@ class EntityRecognition(Task):
     Text = collections.namedtuple('Text', 'id text entities')
     labels = []
     metric = 'f1'
+    first_only = False
     label_ndim, label_dtype = 4, 'int8'
 
     def align(self, text):
@@ -296,6 +299,7 @@ class ReadingComprehension(Task):
 
     Window = collections.namedtuple('Window', 'question_id question text begin answer')
     NO_ANSWER = (0, '')
+    first_only = False
     label_ndim = 2
 
     def encode(self, sample):

@@ -77,7 +77,9 @@ def parse_flags(task, argv=None):
         ('--output_dir', {}, snippets.output_dir, 'where weights/ and results/ go; here, unless said'),
     ]
     for flag, options, default, text in flags:
-        parser.add_argument(flag, default=default, help=text or ' ', **options)
+        parser.add_argument(flag, default=default, help=text, **options)
+    parser.add_argument('--padded', action='store_true',
+                        help='compute on padding too: the same numbers, slower; for comparison')
     return parser.parse_args(argv)
 
 
@@ -126,7 +128,8 @@ def build_model(task, settings, paths, keep_tokens):
     """(model, transformer) of a task: frozen backbone, prompts, head."""
     transformer = snippets.load_backbone(
         paths['config_path'], paths['checkpoint_path'], keep_tokens, settings.backbone,
-        settings.prompt_size, settings.ffn_prompt_size, snippets.prompt_dropout)
+        settings.prompt_size, settings.ffn_prompt_size, snippets.prompt_dropout,
+        packed=not settings.padded, first_only=task.first_only and not settings.padded)
     inputs = transformer.inputs + task.extra_inputs()
     return keras.models.Model(inputs, task.outputs(transformer.output, inputs)), transformer
 
