@@ -2,11 +2,11 @@
 import collections
 
 import numpy as np
-from bert4keras.snippets import truncate_sequences
 
 from data import Record, read_json
 from errors import UserError
 from tasks import Encoded, MultipleChoice
+from tokenizer import cut
 from train import main
 
 
@@ -32,7 +32,8 @@ class C3(MultipleChoice):
             passage = '||'.join(dialogue.get_list('turns', str))
             for record in dialogue.get_records('questions'):
                 choices = record.get_list('choice', str)
-                if not 2 <= len(choices) <= self.rows_per_sample:
+                # To be predicted, there may be more: some questions of test1.1 have up to ten.
+                if len(choices) < 2 or labelled and len(choices) > self.rows_per_sample:
                     raise record.error('choice', 'two to four choices')
                 label = record.get_choice('answer', choices) if labelled else None
                 samples.append(self.Sample(None if labelled else record.get_id(), passage,
@@ -42,14 +43,16 @@ class C3(MultipleChoice):
     def encode(self, sample):
         """A row a choice: [CLS] passage [SEP] question [SEP] choice [SEP], the longest shortened."""
         choices = sample.choices + ['无效答案'] * (self.rows_per_sample - len(sample.choices))
-        passage = self.tokenize(sample.passage)
-        question = self.tokenize(sample.question)[1:]
-        rows = []
-        for choice in choices:
-            parts = [list(passage), list(question), self.tokenize(choice)[1:]]
-            truncate_sequences(self.maxlen, -2, *parts)
-            rows.append(np.array(sum(parts, []), 'int32'))
+        passage = self.tokenizer.ids(sample.passage)
+        question = self.tokenizer.ids(sample.question)[1:]
+        rows = [np.array(sum(cut(self.maxlen, passage, question, self.tokenizer.ids(choice)[1:]), []),
+                         'int32') for choice in choices]
         return Encoded(rows, sample.label or 0)
+
+    def decode(self, outputs, batch):
+        """Scores, (choices,), at least four."""
+        ends = np.cumsum([len(encoded.rows) for encoded in batch])
+        return np.split(outputs[:, 0], ends[:-1])
 
     def choose(self, samples, results):
         """The filled-up choices are never chosen."""

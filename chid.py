@@ -51,7 +51,7 @@ class CHID(MultipleChoice):
         The text is cut from both ends, the longer first, in characters; every other blank is
         four [MASK].
         """
-        candidates = [self.tokenize(candidate) for candidate in sample.candidates]
+        candidates = [self.tokenizer.ids(candidate) for candidate in sample.candidates]
         room = self.maxlen - max(map(len, candidates)) - 2
         left, right = [BLANK.sub(MASK * 4, text) for text in (sample.left, sample.right)]
         excess = max(len(left) + len(right) - room, 0)
@@ -70,7 +70,7 @@ class CHID(MultipleChoice):
     def tokenize_masked(self, text):
         ids = []
         for part in re.split('(%s)' % MASK, text):
-            ids += [self.tokenizer._token_mask_id] if part == MASK else self.tokenize(part)[1:-1]
+            ids += [self.tokenizer._token_mask_id] if part == MASK else self.tokenizer.ids(part)[1:-1]
         return ids
 
     def choose(self, samples, results):

@@ -21,11 +21,12 @@ import os
 
 import compat  # noqa: F401  (before bert4keras)
 import tensorflow as tf
-from bert4keras.tokenizers import Tokenizer, load_vocab
+from bert4keras.tokenizers import load_vocab
 
 from errors import UserError
 from models import PtuningV2AddFNNPtuning, build_transformer_model
 from optimizer import PromptAdam
+from tokenizer import FastTokenizer
 
 # [unused1..99] stay in the vocabulary: tasks mark places with them.
 SPECIAL_TOKENS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] + ['[unused%d]' % i
@@ -50,7 +51,7 @@ def load_tokenizer(dict_path):
                             % (dict_path, token))
     token_dict, keep_tokens = load_vocab(
         dict_path, simplified=True, startswith=[t for t in SPECIAL_TOKENS if t in tokens])
-    return Tokenizer(token_dict, do_lower_case=True), keep_tokens
+    return FastTokenizer(token_dict), keep_tokens
 
 
 def check_file(path, setting, suffix=''):
@@ -65,7 +66,7 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
     check_file(config_path, 'config_path')
     check_file(checkpoint_path, 'checkpoint_path', '.index')
     try:
-        with open(config_path) as reader:
+        with open(config_path, encoding='utf-8') as reader:
             config = json.load(reader)
         sizes = {name: int(config[name]) for name in (
             'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
@@ -78,7 +79,10 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
     if vocab != sizes['vocab_size']:
         raise UserError('%s: %d tokens, but %s says vocab_size %d: expected the vocabulary of this '
                         'checkpoint' % (dict_path, vocab, config_path, sizes['vocab_size']))
-    variables = dict(tf.train.list_variables(checkpoint_path))
+    try:
+        variables = dict(tf.train.list_variables(checkpoint_path))
+    except tf.errors.OpError as error:
+        raise UserError('%s: expected a TensorFlow checkpoint: %s' % (checkpoint_path, error.message))
     rows = variables.get('bert/embeddings/word_embeddings', [vocab])[0]
     if rows != vocab:
         raise UserError('%s: %d tokens, but the checkpoint %s embeds %d'

@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 
 from data import json_line, pad
 from models import PromptInitializer
+from tokenizer import cut
 
 Encoded = collections.namedtuple('Encoded', 'rows label')
 Encoded.__doc__ = """A sample as numbers: `rows`, token id arrays; `label`, as the kind defines it."""
@@ -76,10 +77,6 @@ class Task(object):
 
     # Shared.
 
-    def tokenize(self, text):
-        """[CLS] text [SEP] as token ids."""
-        return self.tokenizer.tokens_to_ids(self.tokenizer.tokenize(text))
-
     def find_train_files(self, folder):
         return self.train_files
 
@@ -123,8 +120,13 @@ class Classification(Task):
 
     def encode(self, sample):
         """[CLS] first [SEP] or [CLS] first [SEP] second [SEP], cut to maxlen from the longer."""
-        token_ids, _ = self.tokenizer.encode(sample.first, sample.second, maxlen=self.maxlen)
-        return Encoded([np.array(token_ids, 'int32')], sample.label or 0)
+        first = self.tokenizer.ids(sample.first)
+        if sample.second is None:
+            ids, = cut(self.maxlen, first)
+        else:  # the [CLS] of the second counts while it is cut, and then goes
+            first, second = cut(self.maxlen + 1, first, self.tokenizer.ids(sample.second))
+            ids = first + second[1:]
+        return Encoded([np.array(ids, 'int32')], sample.label or 0)
 
     def outputs(self, hidden, inputs):
         first = keras.layers.Lambda(lambda x: x[:, 0], name='First-Token')(hidden)
@@ -307,7 +309,7 @@ class ReadingComprehension(Task):
 
         Question, left, answer and right are tokenized apart, so an answer always has its tokens.
         """
-        question = self.tokenize(sample.question)
+        question = self.tokenizer.ids(sample.question)
         start, answer = sample.answer or self.NO_ANSWER
         parts = [sample.text[:start], answer, sample.text[start + len(answer):]]
         tokens = [self.tokenizer.tokenize(part)[1:-1] for part in parts]

@@ -78,6 +78,8 @@ def parse_flags(task, argv=None):
     ]
     for flag, options, default, text in flags:
         parser.add_argument(flag, default=default, help=text, **options)
+    parser.add_argument('--bucket', action='store_true',
+                        help='group samples of like lengths: faster, other batches than by chance')
     parser.add_argument('--padded', action='store_true',
                         help='compute on padding too: the same numbers, slower; for comparison')
     return parser.parse_args(argv)
@@ -185,10 +187,31 @@ def batches(encoded, size, order=None):
         yield [encoded[i] for i in order[begin:begin + size]]
 
 
+def longest(encoded):
+    return max(map(len, encoded.rows))
+
+
+def epoch_order(encoded, settings, epoch):
+    """The order of an epoch, a function of seed and epoch alone.
+
+    With `--bucket`, samples of like lengths stand together inside windows of 64 batches.
+    """
+    random_state = np.random.RandomState([settings.seed, epoch])
+    order = random_state.permutation(len(encoded))
+    if settings.bucket:
+        size = settings.batch_size
+        groups = []
+        for begin in range(0, len(order), 64 * size):
+            window = sorted(order[begin:begin + 64 * size], key=lambda i: longest(encoded[i]))
+            groups += [window[i:i + size] for i in range(0, len(window), size)]
+        random_state.shuffle(groups)
+        order = [i for group in sorted(groups, key=len, reverse=True) for i in group]
+    return order
+
+
 def train_epoch(step, task, encoded, settings, epoch):
-    """One pass in the order that seed and epoch give; returns the mean loss."""
-    order = np.random.RandomState([settings.seed, epoch]).permutation(len(encoded))
-    lists = batches(encoded, settings.batch_size, order)
+    """One pass over the training data; returns the mean loss."""
+    lists = batches(encoded, settings.batch_size, epoch_order(encoded, settings, epoch))
     total, seen = 0.0, 0
     with progress(len(encoded), 'epoch %d/%d' % (epoch + 1, settings.epochs)) as bar:
         for batch, size in prefetch((task.collate(batch), len(batch)) for batch in lists):
@@ -199,14 +222,31 @@ def train_epoch(step, task, encoded, settings, epoch):
     return total / seen
 
 
-def predict(run, task, encoded, batch_size, description):
+def token_batches(encoded, max_tokens):
+    """Lists of places in `encoded`, longest samples first, each of at most `max_tokens` padded."""
+    batch, width = [], 0
+    for i in sorted(range(len(encoded)), key=lambda i: -longest(encoded[i])):
+        rows = len(encoded[i].rows)
+        width = width or longest(encoded[i])
+        if batch and (len(batch) + 1) * rows * width > max_tokens:
+            yield batch
+            batch, width = [], longest(encoded[i])
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def predict(run, task, encoded, description, max_tokens=8192):
     """The results for a list of `Encoded`, in its order; `run` as from `predict_function`."""
-    results = []
+    results = [None] * len(encoded)
     with progress(len(encoded), description) as bar:
-        lists = batches(encoded, batch_size)
-        for batch, inputs in prefetch((batch, task.collate(batch)[0]) for batch in lists):
-            results.extend(task.decode(run(inputs), batch))
-            bar.update(len(batch))
+        lists = token_batches(encoded, max_tokens)
+        for places, inputs in prefetch(
+                (places, task.collate([encoded[i] for i in places])[0]) for places in lists):
+            found = task.decode(run(inputs), [encoded[i] for i in places])
+            for i, result in zip(places, found):
+                results[i] = result
+            bar.update(len(places))
     return results
 
 
@@ -251,10 +291,8 @@ def run(task_class, argv=None):
             tests[result] = task.to_predict(task.load(folder, [name], False, settings.limit))
         else:
             print('%s: no file %s: %s will not be written' % (folder, name, result))
-    train_encoded = [task.encode(sample) for sample in tqdm(train, desc='encode', unit='sample',
-                                                            disable=not sys.stderr.isatty())]
     dev = task.to_predict(dev)
-    dev_encoded = [task.encode(sample) for sample in dev]
+    train_encoded, dev_encoded = [list(map(task.encode, part)) for part in (train, dev)]
 
     K.clear_session()
     set_seed(settings.seed)
@@ -284,12 +322,12 @@ def run(task_class, argv=None):
     for epoch in range(settings.epochs):
         start = time.time()
         loss = train_epoch(step, task, train_encoded, settings, epoch)
-        dev_results = predict(outputs, task, dev_encoded, settings.batch_size, 'dev')
+        dev_results = predict(outputs, task, dev_encoded, 'dev')
         scores = task.score(dev, dev_results)
         record['history'].append(dict(scores, epoch=epoch + 1, loss=loss,
                                       seconds=round(time.time() - start, 2)))
         if best is None or scores[task.metric] > best['scores'][task.metric]:
-            best = {'epoch': epoch + 1, 'scores': scores,
+            best = {'epoch': epoch + 1, 'scores': scores, 'dev_results': dev_results,
                     'values': deltas.get_values(deltas.named_weights(model))}
             deltas.save_delta(weights_path, best['values'], dict(
                 belongs_to, seed=settings.seed, dev=scores, epoch=epoch + 1,
@@ -302,9 +340,14 @@ def run(task_class, argv=None):
 
     K.batch_set_value([(w, best['values'][name]) for name, w in deltas.named_weights(model)])
     written = [weights_path]
+    errors = task.errors(dev, best['dev_results'])
+    if errors is not None:
+        written.append(os.path.join(settings.output_dir, 'results', task.name + '_dev_errors.tsv'))
+        write_text(written[-1], ''.join(
+            '\t'.join(' '.join(str(cell).split()) for cell in row) + '\n'
+            for row in [('text', 'gold', 'predicted', 'probability')] + list(errors)))
     for name, samples in tests.items():
-        encoded = [task.encode(sample) for sample in samples]
-        results = predict(outputs, task, encoded, settings.batch_size, name)
+        results = predict(outputs, task, list(map(task.encode, samples)), name)
         written.append(os.path.join(settings.output_dir, 'results', name))
         write_text(written[-1], task.submission(samples, results))
     record.update(

@@ -47,7 +47,7 @@ def test_batches(name, split, tokenizer, recorded, clue):
         length += windows_of_third_answers(task, os.path.join(folder, 'dev.json'))
     assert length == recorded['%s/%s/len' % (name, split)]
     assert -(-length // task.batch_size) == recorded['%s/%s/steps' % (name, split)]
-    first = [task.encode(sample) for sample in samples[:2 * task.batch_size]]
+    first = list(map(task.encode, samples[:2 * task.batch_size]))
     for i, batch in enumerate(batches(first, task.batch_size)):
         inputs, labels = task.collate(batch)
         prefix = '%s/%s/%d/' % (name, split, i)
@@ -110,8 +110,8 @@ SUBMISSIONS = [
 
 
 @pytest.mark.parametrize('name,test_file,result', SUBMISSIONS)
-@pytest.mark.parametrize('batch_size', [7, 40])
-def test_submissions(name, test_file, result, batch_size, tokenizer, clue, golden, tmp_path):
+@pytest.mark.parametrize('max_tokens', [700, 8192])
+def test_submissions(name, test_file, result, max_tokens, tokenizer, clue, golden, tmp_path):
     from train import predict
     task = load_task(name, tokenizer)
     assert task.test_files[test_file] == result
@@ -124,8 +124,7 @@ def test_submissions(name, test_file, result, batch_size, tokenizer, clue, golde
             text = ''.join(reader.readlines()[:40])
     (tmp_path / test_file).write_text(text, encoding='utf-8')
     samples = task.load(str(tmp_path), [test_file], False)
-    encoded = [task.encode(sample) for sample in samples]
-    results = predict(stand_in(task), task, encoded, batch_size, 'test')
+    results = predict(stand_in(task), task, list(map(task.encode, samples)), 'test', max_tokens)
     with open(os.path.join(golden, 'submissions', result), encoding='utf-8') as reader:
         expected = reader.read()
     if name == 'c3':
