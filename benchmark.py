@@ -1,0 +1,290 @@
+"""How fast the default path is against the plain padded one, on the real texts of each task.
+
+A backbone of base size with random weights; every figure is a ratio of steps that took turns in one
+run, on the same batches. The floor is the time that the multiply-adds of the true tokens would take
+at the speed of a large matrix product, measured in the same run.
+"""
+import argparse
+import collections
+import ctypes
+import json
+import os
+import sys
+import time
+
+import compat
+import numpy as np
+import tensorflow as tf
+from bert4keras.backend import K
+
+import snippets
+import train
+from data import write_text
+from errors import UserError
+from tiny_backbone import write_tiny_backbone
+
+TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'csl', 'iflytek', 'ocnli', 'tnews',
+         'wsc']
+Path = collections.namedtuple('Path', 'step predict')
+
+
+def parse_flags(argv=None):
+    parser = train.Parser(prog='benchmark', description=__doc__,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    number = train.whole_number(1)
+    parser.add_argument('--data_path', default='clue_dataset', help='folder with a folder a task')
+    parser.add_argument('--dict_path', default='', help='a vocabulary for Chinese text')
+    parser.add_argument('--tasks', nargs='+', default=TASKS, choices=TASKS, metavar='TASK')
+    parser.add_argument('--parts', nargs='+', default=['tasks', 'input', 'growth'],
+                        choices=['tasks', 'input', 'growth'])
+    parser.add_argument('--backbone', default='roberta', choices=['roberta', 'nezha', 'roformer'])
+    parser.add_argument('--layers', type=number, default=12)
+    parser.add_argument('--hidden_size', type=number, default=768)
+    parser.add_argument('--prompt_size', type=train.whole_number(0), default=0)
+    parser.add_argument('--ffn_prompt_size', type=train.whole_number(0), default=160)
+    parser.add_argument('--repeats', type=number, default=5, help='batches a figure is the median of')
+    parser.add_argument('--output_dir', default='', help='where results/benchmark.json goes')
+    return parser.parse_args(argv)
+
+
+def write_base_config(folder, flags):
+    """bert_config.json of the size to measure; weights are Keras's random ones."""
+    heads = max(flags.hidden_size // 64, 1)
+    paths = write_tiny_backbone(os.path.join(folder, 'tiny'), num_hidden_layers=1, hidden_size=4,
+                                num_attention_heads=1, intermediate_size=4)
+    with open(paths['config_path']) as reader:
+        config = json.load(reader)
+    config.update(
+        hidden_size=flags.hidden_size, num_hidden_layers=flags.layers, num_attention_heads=heads,
+        intermediate_size=4 * flags.hidden_size, vocab_size=21128)
+    path = os.path.join(folder, 'bert_config.json')
+    write_text(path, json.dumps(config))
+    return path
+
+
+def build_path(task, flags, config_path, padded):
+    settings = argparse.Namespace(backbone=flags.backbone, prompt_size=flags.prompt_size,
+                                  ffn_prompt_size=flags.ffn_prompt_size, padded=padded)
+    model, _ = train.build_model(task, settings, {'config_path': config_path, 'checkpoint_path': None},
+                                 task.tokenizer.keep_tokens)
+    optimizer = snippets.get_optimizer(task.learning_rate, 0, 1000)
+    return Path(train.train_function(model, task, optimizer), train.predict_function(model))
+
+
+def timed(function, *args):
+    begin = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - begin
+
+
+def peak_speed(repeats=5):
+    """Multiply-adds a second of a large float32 matrix product."""
+    rows, size = 2048, 3072
+    values = [np.random.rand(rows, size).astype('float32'), np.random.rand(size, size).astype('float32')]
+    if compat.TF2:
+        tensors = [tf.constant(value) for value in values]
+        product = tf.function(lambda: tf.reduce_sum(tf.matmul(*tensors)))
+    else:
+        variables = [K.variable(value) for value in values]
+        function = K.function([], [K.sum(tf.matmul(*variables))])
+        product = lambda: function([])  # noqa: E731
+    product()
+    return rows * size * size / np.median([timed(product) for _ in range(repeats)])
+
+
+def multiply_adds(lengths, flags, first_only, training):
+    """Multiply-adds that sequences of these true lengths need."""
+    hidden, layers, prompts = flags.hidden_size, flags.layers, flags.prompt_size
+    frozen, trained = 2 * hidden * 4 * hidden, 2 * hidden * flags.ffn_prompt_size
+    lengths = np.asarray(lengths, 'float64')
+    tokens, rows = lengths.sum(), len(lengths)
+    scores = lambda queries: 2 * hidden * (queries * (lengths + prompts)).sum()  # noqa: E731
+    attention = tokens * 4 * hidden**2 + scores(lengths)
+    last_tokens = rows if first_only else tokens
+    last_attention = 2 * hidden**2 * (tokens + last_tokens) + scores(
+        np.ones_like(lengths) if first_only else lengths)
+    ffn, last_ffn = tokens * (frozen + trained), last_tokens * (frozen + trained)
+    forward = (layers - 1) * (attention + ffn) + last_attention + last_ffn
+    if not training:
+        return forward
+    # Backward: the same again for the activations, twice for the scores; for the weights, the
+    # prompts' alone. In the first layer only the prompts get gradients, below them nothing does.
+    backward = forward + (layers - 1) * scores(lengths) + (layers - 1) * tokens * trained
+    first = attention + scores(lengths) + tokens * (frozen + trained / 2) if not prompts else 0
+    return forward + backward - first
+
+
+class PeakMemory(object):
+    """The most memory, in MB, that the process held inside the block."""
+
+    def __enter__(self):
+        try:
+            ctypes.CDLL('libc.so.6').malloc_trim(0)
+            with open('/proc/self/clear_refs', 'w') as writer:
+                writer.write('5')
+        except OSError:
+            pass
+        return self
+
+    def __exit__(self, *args):
+        self.mb = None
+        if os.path.exists('/proc/self/status'):
+            with open('/proc/self/status') as reader:
+                self.mb = [int(line.split()[1]) // 1024 for line in reader
+                           if line.startswith('VmHWM')][0]
+
+
+def lengths_of(encoded):
+    return [len(row) for one in encoded for row in one.rows]
+
+
+def load_samples(task, data_path, limit):
+    folder = train.find_data(task, data_path)
+    samples = task.load(folder, task.find_train_files(folder), True, limit)
+    return samples
+
+
+def measure_task(task, flags, config_path, speed):
+    """Training steps and prediction of one task, padded and default taking turns."""
+    K.clear_session()
+    train.set_seed(0)
+    count = task.batch_size * flags.repeats
+    samples = load_samples(task, flags.data_path, 20 * count)
+    order = np.random.RandomState(0).permutation(len(samples))
+    encoded = [task.encode(samples[i]) for i in order[:count]]
+    paths = {'padded': build_path(task, flags, config_path, True),
+             'default': build_path(task, flags, config_path, False)}
+    batches = [batch for batch in train.batches(encoded, task.batch_size)]
+    to_predict = [task.encode(sample) for sample in task.to_predict(samples)[:count]]
+
+    def predict(name):
+        """As the program does it: by length and tokens; the padded path in order and by rows."""
+        if name == 'default':
+            lists = [[to_predict[i] for i in places]
+                     for places in train.token_batches(to_predict, 8192)]
+        else:
+            lists = train.batches(to_predict, task.batch_size)
+        for batch in lists:
+            paths[name].predict(task.collate(batch)[0])
+
+    result = {'task': task.name, 'batch_size': task.batch_size, 'padding': None}
+    times = collections.defaultdict(list)
+    memory = collections.defaultdict(int)
+    for name in paths:  # the first step also allocates
+        paths[name].step(*task.collate(min(batches, key=lambda b: max(lengths_of(b)))))
+    for batch in batches:
+        inputs, labels = task.collate(batch)
+        for name in paths:
+            with PeakMemory() as peak:
+                times[name].append(timed(paths[name].step, inputs, labels))
+            memory[name] = max(memory[name], peak.mb or 0)
+    predict_repeats = max(flags.repeats // 2, 2) if task.rows_per_sample > 1 else flags.repeats
+    for name in paths:
+        paths[name].predict(task.collate(to_predict[:2])[0])
+    for _ in range(1 if count * max(lengths_of(to_predict)) > 20000 else predict_repeats):
+        for name in paths:
+            times['predict ' + name].append(timed(predict, name))
+    tokens = [sum(lengths_of(batch)) for batch in batches]
+    grid = [task.collate(batch)[0][0].size for batch in batches]
+    floors = [multiply_adds(lengths_of(batch), flags, task.first_only, True) / speed
+              for batch in batches]
+    padded, default = np.array(times['padded']), np.array(times['default'])
+    result.update(
+        padding=float(np.sum(grid)) / np.sum(tokens),
+        train={
+            'ratio': float(np.median(padded / default)),
+            'samples_per_second': {k: task.batch_size / float(np.median(times[k])) for k in paths},
+            'tokens_per_second': {k: float(np.median(np.array(tokens) / times[k])) for k in paths},
+            'share_of_floor': float(np.median(np.array(floors) / default)),
+            'peak_memory_mb': dict(memory), 'seconds': {k: times[k] for k in paths}},
+        predict={
+            'ratio': float(np.median(np.array(times['predict padded'])
+                                     / times['predict default'])),
+            'samples_per_second': {k: len(to_predict) / float(np.median(times['predict ' + k]))
+                                   for k in paths},
+            'share_of_floor': float(
+                multiply_adds(lengths_of(to_predict), flags, task.first_only, False) / speed
+                / np.median(times['predict default'])),
+            'seconds': {k: times['predict ' + k] for k in paths}})
+    return result
+
+
+def measure_input(task, flags):
+    """Samples a second of reading, tokenizing and batching, by themselves."""
+    samples, seconds = [], {}
+    seconds['read'] = timed(lambda: samples.extend(load_samples(task, flags.data_path, None)))
+    encoded = []
+    seconds['tokenize'] = timed(lambda: encoded.extend(map(task.encode, samples)))
+    seconds['batch'] = timed(lambda: [
+        task.collate(batch) for batch in train.batches(encoded, task.batch_size)])
+    return {'task': task.name, 'samples': len(samples), 'seconds': seconds,
+            'samples_per_second': len(samples) / (seconds['tokenize'] + seconds['batch'])}
+
+
+def measure_growth(task, flags, config_path, lengths=(32, 64, 128, 256, 512), sizes=(1, 4, 16, 64)):
+    """Seconds of a default training step without padding, by length and batch size."""
+    K.clear_session()
+    step = build_path(task, flags, config_path, False).step
+    random_state, rows = np.random.RandomState(0), []
+    for length in lengths:
+        row = {'length': length, 'seconds': {}}
+        for size in sizes:
+            if length * size > 16384:
+                continue
+            ids = random_state.randint(200, 5000, (size, length)).astype('int32')
+            batch = [ids, np.zeros_like(ids)], np.zeros((size, 1), 'int32')
+            step(*batch)
+            row['seconds'][size] = float(np.median([timed(step, *batch) for _ in range(3)]))
+        rows.append(row)
+    return rows
+
+
+def run(argv=None):
+    flags = parse_flags(argv)
+    from importlib import import_module
+    tokenizer, keep_tokens = snippets.load_tokenizer(flags.dict_path)
+    tokenizer.keep_tokens = keep_tokens
+    config_path = write_base_config(os.path.join(flags.output_dir, 'results', 'benchmark'), flags)
+    make = lambda name: getattr(import_module(name), name.upper())(tokenizer)  # noqa: E731
+    report = {'settings': vars(flags), 'versions': train.versions(), 'cores': os.cpu_count(),
+              'tasks': [], 'input': [], 'growth': []}
+    path = os.path.join(flags.output_dir, 'results', 'benchmark.json')
+    if 'input' in flags.parts:
+        for name in flags.tasks:
+            report['input'].append(measure_input(make(name), flags))
+            print('%-9s input %9.0f samples/s' % (name, report['input'][-1]['samples_per_second']))
+    if 'tasks' in flags.parts:
+        print('task      padding  train x  predict x  samples/s (padded)  tokens/s  of floor  '
+              'peak MB (padded)')
+        for name in flags.tasks:
+            speed = peak_speed()
+            result = dict(measure_task(make(name), flags, config_path, speed),
+                          peak_gflops=2 * speed / 1e9)
+            report['tasks'].append(result)
+            step = result['train']
+            print('%-9s %7.2f %8.2f %10.2f %10.2f (%6.2f) %9.0f %8.2f %9d (%d)' % (
+                name, result['padding'], step['ratio'], result['predict']['ratio'],
+                step['samples_per_second']['default'], step['samples_per_second']['padded'],
+                step['tokens_per_second']['default'], step['share_of_floor'],
+                step['peak_memory_mb']['default'], step['peak_memory_mb']['padded']))
+            sys.stdout.flush()
+            write_text(path, json.dumps(report, indent=2) + '\n')
+        means = [np.exp(np.mean([np.log(r[part]['ratio']) for r in report['tasks']]))
+                 for part in ('train', 'predict')]
+        print('geometric mean: train %.2f, predict %.2f' % tuple(means))
+    if 'growth' in flags.parts:
+        report['growth'] = measure_growth(make('afqmc'), flags, config_path)
+        for row in report['growth']:
+            print('length %3d: %s' % (row['length'], '  '.join(
+                'batch %d: %.2f s' % item for item in sorted(row['seconds'].items()))))
+    write_text(path, json.dumps(report, indent=2) + '\n')
+    print('wrote %s' % path)
+    return report
+
+
+if __name__ == '__main__':
+    try:
+        run()
+    except UserError as error:
+        print('benchmark: error: %s' % error, file=sys.stderr)
+        sys.exit(2)
