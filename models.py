@@ -21,14 +21,13 @@ import compat  # noqa: F401  (before bert4keras)
 import bert4keras.models
 import numpy as np
 import tensorflow as tf
-from bert4keras.backend import K, align, apply_rotary_position_embeddings
-from bert4keras.backend import attention_normalize, keras, sequence_masking
+from bert4keras.backend import K, align, attention_normalize, keras, sequence_masking
 from bert4keras.layers import FeedForward, Layer, LayerNormalization, MultiHeadAttention
 from bert4keras.layers import RelativePositionEmbedding, SinusoidalPositionEmbedding
 from bert4keras.models import BERT, NEZHA, RoFormer
 
 from errors import UserError
-from packing import FirstToken, Pack, Packing, Unpack, first_rows, fold, unfold
+from packing import FirstToken, Pack, Packing, Unpack, first_rows, merge_heads, split_heads
 
 initializers = keras.initializers
 
@@ -97,6 +96,15 @@ class PromptEmbedding(Layer):
         return config
 
 
+def rotate(x, sinusoidal):
+    """Rotary positions (arXiv 2104.09864): x (batch, heads, length, size), sinusoidal (1 or batch,
+    length, size), sines at even places and cosines at odd ones."""
+    sines = K.repeat_elements(sinusoidal[..., ::2], 2, -1)[:, None]
+    cosines = K.repeat_elements(sinusoidal[..., 1::2], 2, -1)[:, None]
+    turned = tf.reshape(tf.stack([-x[..., 1::2], x[..., ::2]], -1), tf.shape(x))
+    return x * cosines + turned * sines
+
+
 class PromptMultiHeadAttention(MultiHeadAttention):
     """Multi-head attention that also attends to trainable keys and values.
 
@@ -115,24 +123,36 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
 
     def call(self, inputs, mask=None, **kwargs):
-        if not self.packed:
-            return super(PromptMultiHeadAttention, self).call(inputs, mask=mask, **kwargs)
-        inputs, packing = list(inputs[:-3]), inputs[-3:]
-        query, key, value = inputs[:3]  # (tokens, hidden)
-        heads = (K.shape(packing[2])[0], -1, self.heads)
-        if kwargs.get('first_only'):
-            query = self.q_dense(first_rows(query, packing))  # (batch, heads * size)
+        inputs, packing, first_only = list(inputs), None, kwargs.get('first_only')
+        if self.packed:
+            inputs, packing = inputs[:-5], inputs[-5:]
+        query, key, value = inputs[:3]
+        if first_only:
+            query = first_rows(query, packing)
+        # To (batch, heads, length, size) each.
+        if first_only:
+            q = K.reshape(self.q_dense(query), (-1, self.heads, 1, self.key_size))
         else:
-            query = unfold(self.q_dense(query), packing)
-        grids = [query, unfold(self.k_dense(key), packing), unfold(self.v_dense(value), packing)]
-        inputs[:3] = [K.reshape(grid, heads + (size,)) for grid, size in zip(
-            grids, [self.key_size, self.key_size, self.head_size])]
-        output, scores = self.pay_attention_to(inputs, [None, packing[2]], **kwargs)
-        output = K.reshape(output, (-1, self.heads * self.head_size))
-        if not kwargs.get('first_only'):
-            output = fold(output, packing)
+            q = self.to_heads(self.q_dense(query), packing)
+        k = self.to_heads(self.k_dense(key), packing)
+        v = self.to_heads(self.v_dense(value), packing)
+        mask = packing[0] if packing else mask[2] if mask else None
+        output, scores = self.attend(q, k, v, inputs[3:], mask, **kwargs)
+        if first_only:
+            output = K.reshape(output, (-1, self.heads * self.head_size))
+        elif packing:
+            output = merge_heads(output, packing, self.heads)
+        else:
+            output = K.flatten(tf.transpose(output, [0, 2, 1, 3]), 2)
         output = self.o_dense(output)
         return [output, scores] if self.return_attention_scores else output
+
+    def to_heads(self, x, packing):
+        """(batch, length, heads * size) or (tokens, heads * size) -> (batch, heads, length, size)."""
+        if packing:
+            return split_heads(x, packing, self.heads)
+        return tf.transpose(K.reshape(x, (self.heads, K.int_shape(x)[-1] // self.heads), -1),
+                            [0, 2, 1, 3])
 
     def compute_output_shape(self, input_shape):
         shape = super(PromptMultiHeadAttention, self).compute_output_shape(input_shape)
@@ -147,53 +167,52 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             return super(PromptMultiHeadAttention, self).compute_mask(inputs, mask)
         return [None, None] if self.return_attention_scores else None
 
-    def pay_attention_to(self, inputs, mask=None, **kwargs):
+    def attend(self, q, k, v, inputs, mask, a_bias=None, p_bias=None, first_only=False, **kwargs):
         """softmax([q kp, q k] / sqrt(d)) [vp, v].
 
-        Returns the result, (batch, length, heads, head_size), and the scores among the sequence's
-        own tokens, (batch, heads, length, length).
+        q, k, v: (batch, heads, length, size); with `first_only` one query, at position 0. inputs:
+        attention bias, positions and prompts, as far as there are any; mask: (batch, length).
+        Returns the result, like q, and the scores among the sequence's own tokens,
+        (batch, heads, length, length).
         """
-        prompts = []
+        inputs, prompts = list(inputs), []
         if self.prompt_size:
-            inputs, prompts = inputs[:-2], inputs[-2:]
-        (q, k, v), rest = inputs[:3], list(inputs[3:])  # (batch, length, heads, size)
-        a_bias = rest.pop(0) if kwargs.get('a_bias') else None
-        p_bias = kwargs.get('p_bias')
-        positions = rest[0] if p_bias else None
-        if kwargs.get('first_only'):
+            inputs, prompts = inputs[:-2], [
+                tf.transpose(prompt, [0, 2, 1, 3]) for prompt in inputs[-2:]]
+        a_bias = inputs.pop(0) if a_bias else None
+        positions = inputs.pop(0) if p_bias else None
+        if first_only:
             if p_bias in ('typical_relative', 't5_relative'):
                 positions = positions[:1]  # (1, length, ...)
             if a_bias is not None:
                 a_bias = a_bias[..., :1, :]
-        scale = 1 / self.key_size**0.5 if self.attention_scale else 1.0
 
         if p_bias == 'rotary':  # queries turn with their positions, prompts have none
-            k = apply_rotary_position_embeddings(positions, k)
-            if not kwargs.get('first_only'):  # at position 0 nothing turns
-                q = apply_rotary_position_embeddings(positions, q)
-        scores = tf.einsum('bjhd,bkhd->bhjk', q, k)
+            k = rotate(k, positions)
+            q = q if first_only else rotate(q, positions)  # at position 0 nothing turns
+        scores = tf.matmul(q, k, transpose_b=True)
         if p_bias == 'typical_relative':
-            scores = scores + tf.einsum('bjhd,jkd->bhjk', q, positions)
+            scores = scores + tf.einsum('bhjd,jkd->bhjk', q, positions)
         elif p_bias == 't5_relative':
             scores = scores + K.permute_dimensions(positions, (2, 0, 1))[None]
+        scale = 1 / self.key_size**0.5 if self.attention_scale else 1.0
         scores = scores * scale
         if a_bias is not None and K.ndim(a_bias) == 3:
             a_bias = align(a_bias, [0, -2, -1], 4)
         # The smallest number instead of -inf: the same weights of 0, but no NaN where all is masked.
-        masked = sequence_masking(scores, mask[1], scores.dtype.min, -1, a_bias)
+        masked = sequence_masking(scores, mask, scores.dtype.min, -1, a_bias)
         if prompts:
-            prompt_scores = tf.einsum('bjhd,bkhd->bhjk', q, prompts[0]) * scale
+            prompt_scores = tf.matmul(q, prompts[0], transpose_b=True) * scale
             masked = K.concatenate([prompt_scores, masked], -1)
         weights = attention_normalize(masked, None, -1, self.normalization)
         if self.attention_dropout:
             weights = keras.layers.Dropout(self.attention_dropout)(weights)
-        own = weights[..., self.prompt_size:]
-        output = tf.einsum('bhjk,bkhd->bjhd', own, v)
+        own = weights[..., self.prompt_size:] if prompts else weights
+        output = tf.matmul(own, v)
         if prompts:
-            prompt_weights = weights[..., :self.prompt_size]
-            output = output + tf.einsum('bhjk,bkhd->bjhd', prompt_weights, prompts[1])
+            output = output + tf.matmul(weights[..., :self.prompt_size], prompts[1])
         if p_bias == 'typical_relative':
-            output = output + tf.einsum('bhjk,jkd->bjhd', own, positions)
+            output = output + tf.einsum('bhjk,jkd->bhjd', own, positions)
         return output, scores
 
     def get_config(self):
@@ -266,7 +285,8 @@ class PromptTuning(object):
         x = super(PromptTuning, self).apply_embeddings(inputs)
         if not self.packed:
             return x
-        packing = super(PromptTuning, self).apply(self.inputs[0], Packing, name='Packing')
+        packing = super(PromptTuning, self).apply(
+            self.inputs[0], Packing, heads=self.num_attention_heads, name='Packing')
         packed = super(PromptTuning, self).apply([x] + packing, Pack, name='Pack')
         self.packing, self.trunk_input = packing, (packed, x)
         return packed  # (tokens, hidden)
