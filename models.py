@@ -21,12 +21,13 @@ import compat  # noqa: F401  (before bert4keras)
 import bert4keras.models
 import numpy as np
 import tensorflow as tf
-from bert4keras.backend import K, align, attention_normalize, keras, sequence_masking
+from bert4keras.backend import K, align, attention_normalize, gelu_erf, keras
 from bert4keras.layers import FeedForward, Layer, LayerNormalization, MultiHeadAttention
 from bert4keras.layers import RelativePositionEmbedding, SinusoidalPositionEmbedding
 from bert4keras.models import BERT, NEZHA, RoFormer
 
 from errors import UserError
+from functions import FastLayerNormalization, exact_gelu
 from packing import FirstToken, Pack, Packing, Unpack, first_rows, merge_heads, split_heads
 
 initializers = keras.initializers
@@ -103,6 +104,23 @@ def rotate(x, sinusoidal):
     cosines = K.repeat_elements(sinusoidal[..., 1::2], 2, -1)[:, None]
     turned = tf.reshape(tf.stack([-x[..., 1::2], x[..., ::2]], -1), tf.shape(x))
     return x * cosines + turned * sines
+
+
+def add_masks(scores, mask, a_bias):
+    """Attention scores (batch, heads, length, length) with what is masked far below the rest.
+
+    mask: (batch, length), the keys to see, or None; a_bias: bool or numbers to add, (batch, length,
+    length) or with heads, or None. By a large number instead of -inf: the weights are 0 all the
+    same, but a row in which all is masked gets no NaN.
+    """
+    biases = [] if mask is None else [mask[:, None, None]]
+    if a_bias is not None:
+        biases.append(align(a_bias, [0, -2, -1], 4) if K.ndim(a_bias) == 3 else a_bias)
+    for bias in biases:
+        if K.dtype(bias) == 'bool':
+            bias = (1 - tf.cast(bias, scores.dtype)) * (scores.dtype.min / 2)
+        scores = scores + bias
+    return scores
 
 
 class PromptMultiHeadAttention(MultiHeadAttention):
@@ -190,20 +208,17 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if p_bias == 'rotary':  # queries turn with their positions, prompts have none
             k = rotate(k, positions)
             q = q if first_only else rotate(q, positions)  # at position 0 nothing turns
+        if self.attention_scale:
+            q = q * (1 / self.key_size**0.5)
         scores = tf.matmul(q, k, transpose_b=True)
         if p_bias == 'typical_relative':
             scores = scores + tf.einsum('bhjd,jkd->bhjk', q, positions)
         elif p_bias == 't5_relative':
-            scores = scores + K.permute_dimensions(positions, (2, 0, 1))[None]
-        scale = 1 / self.key_size**0.5 if self.attention_scale else 1.0
-        scores = scores * scale
-        if a_bias is not None and K.ndim(a_bias) == 3:
-            a_bias = align(a_bias, [0, -2, -1], 4)
-        # The smallest number instead of -inf: the same weights of 0, but no NaN where all is masked.
-        masked = sequence_masking(scores, mask, scores.dtype.min, -1, a_bias)
+            bias = K.permute_dimensions(positions, (2, 0, 1))[None]
+            scores = scores + (bias / self.key_size**0.5 if self.attention_scale else bias)
+        masked = add_masks(scores, mask, a_bias)
         if prompts:
-            prompt_scores = tf.matmul(q, prompts[0], transpose_b=True) * scale
-            masked = K.concatenate([prompt_scores, masked], -1)
+            masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
         weights = attention_normalize(masked, None, -1, self.normalization)
         if self.attention_dropout:
             weights = keras.layers.Dropout(self.attention_dropout)(weights)
@@ -261,6 +276,9 @@ class PromptTuning(object):
         if layer is LayerNormalization:
             # The original's; bert4keras 0.11.5 leaves some norms to K.epsilon().
             kwargs.setdefault('epsilon', 1e-12)
+            layer = FastLayerNormalization
+        if keras.activations.get(kwargs.get('activation')) is gelu_erf:
+            kwargs['activation'] = exact_gelu
         if inputs is None:
             return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
         if layer is MultiHeadAttention:
