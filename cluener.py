@@ -25,7 +25,7 @@ class CLUENER(EntityRecognition):
             names = label.get_record(kind)
             for name in names:
                 for span in names.get_list(name, list):
-                    if (len(span) != 2 or not all(isinstance(place, int) for place in span)
+                    if (len(span) != 2 or not all(type(place) is int for place in span)
                             or not 0 <= span[0] <= span[1] or text[span[0]:span[1] + 1] != name):
                         raise names.error(name, '[start, end] where the text says so')
                     found.add((kind, span[0], span[1]))

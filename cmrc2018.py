@@ -12,8 +12,15 @@ from train import main
 
 STRIDE = 128  # characters from one window to the next
 # What the official scoring script leaves out before it compares.
-PUNCTUATION = set('-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』')
-WORD = re.compile(r'[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+')
+PUNCTUATION = set('-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
+# What it compares: Chinese characters, and other text as NLTK splits it: marks stand alone, but not
+# within numbers and abbreviations (1,000 3.5 u.s). English contractions stay whole here.
+HAN, MARKS = '\u4e00-\u9fa5', r';@#$%&?!()<>{}"«»‘„‒–—―\[\]'
+FULL_STOP = r'\.(?=[\])}>"\']*\s*(?:[%s]|$))' % HAN
+SEGMENT = re.compile(r'[%s%s]|\.{2,}|,(?!\d)|%s|(?:(?!%s|\.\.)[^\s,%s%s]|,(?=\d))+'
+                     % (HAN, MARKS, FULL_STOP, FULL_STOP, HAN, MARKS))
+# answers: the texts listed; places: (start, end) of each in the normalized passage that is in it.
+Question = collections.namedtuple('Question', 'id passage answers places')
 
 
 class CMRC2018(ReadingComprehension):
@@ -21,11 +28,6 @@ class CMRC2018(ReadingComprehension):
     test_files = {'trial.json': 'cmrc2018_trial_predict.json', 'test.json': 'cmrc2018_predict.json'}
     maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 512, 16, 2, 20, 2e-4
     metric = 'exact_match'
-
-    def __init__(self, *args, **kwargs):
-        super(CMRC2018, self).__init__(*args, **kwargs)
-        self.passages = {}  # question id: Passage
-        self.answers = {}  # question id: the answers listed
 
     def read(self, path, labelled):
         """The windows of a passage for every answer listed that is in it, or once without labels.
@@ -38,27 +40,28 @@ class CMRC2018(ReadingComprehension):
             for paragraph in article.get_records('paragraphs'):
                 passage = Passage(paragraph.get_text('context'))
                 for record in paragraph.get_records('qas'):
-                    key, answers = record.get_id(), [None]
-                    self.passages[key] = passage
-                    if labelled:
-                        listed = record.get_records('answers')
-                        self.answers[key] = [answer.get_text('text') for answer in listed]
-                        answers = [passage.find(answer) for answer in listed]
-                        moved += sum(a is not None and passage.places[a[0]] != r['answer_start']
-                                     for a, r in zip(answers, listed))
-                        absent += answers.count(None)
-                        answers = [a for a in answers if a] or [self.NO_ANSWER]
-                    question = lowercase_and_normalize(record.get_text('question'))
-                    for answer in answers:
-                        windows.extend(self.windows(record, key, question, passage, answer))
+                    listed = record.get_records('answers') if labelled else []
+                    found = [passage.find(answer) for answer in listed]
+                    moved += sum(place is not None and passage.places[place[0]] != r['answer_start']
+                                 for place, r in zip(found, listed))
+                    absent += found.count(None)
+                    found = [place for place in found if place]
+                    question = Question(
+                        record.get_id(), passage, tuple(answer['text'] for answer in listed),
+                        tuple((start, start + len(text)) for start, text in found))
+                    for answer in found or [self.NO_ANSWER if labelled else None]:
+                        windows.extend(self.windows(record, question, answer))
         if moved or absent:
             print('%s: %d answers are not where answer_start says: taken from the nearest place that '
                   'has them; %d are in no place: only scored against' % (path, moved, absent))
         return windows
 
-    def windows(self, record, key, question, passage, answer):
+    def windows(self, record, question, answer):
         """The windows of a passage, until its end is reached, with the answer where it is whole."""
-        size = self.maxlen - len(question) - 3
+        passage = question.passage
+        # Of the published files, trial.json has two questions that are empty.
+        asked = normalize(record.get_text('question', may_be_empty=True))
+        size = self.maxlen - len(asked) - 3
         if size < 1:
             raise record.error('question', 'fewer than maxlen %d - 3 characters' % self.maxlen)
         for begin in range(0, len(passage.text), min(STRIDE, size)):
@@ -68,7 +71,7 @@ class CMRC2018(ReadingComprehension):
                 start = answer[0] - begin
                 whole = 0 <= start and start + len(answer[1]) <= len(text)
                 inside = (start, answer[1]) if whole else self.NO_ANSWER
-            yield self.Window(key, question, text, begin, inside)
+            yield self.Window(question, asked, text, begin, inside)
             if begin + size >= len(passage.text):
                 break
 
@@ -81,22 +84,20 @@ class CMRC2018(ReadingComprehension):
     def spans(self, samples, results):
         """{question id: answer text}, as it stands in the passage."""
         return collections.OrderedDict(
-            (key, self.passages[key].original(*span))
-            for key, span in self.best_spans(samples, results).items())
+            (question.id, question.passage.original(*span))
+            for question, span in self.best_spans(samples, results).items())
 
     def score(self, samples, results):
         """Exact match and F1 of the official script, and how many spans are at a listed place.
 
         CLUE reports the exact match. The original scored the place alone.
         """
-        places = self.best_spans(samples, results)
         exact, f1, at_place = [], [], []
-        for key, text in self.spans(samples, results).items():
-            answers, passage = self.answers[key], self.passages[key]
-            exact.append(max(bare(text) == bare(answer) for answer in answers))
-            f1.append(max(overlap(text, answer) for answer in answers))
-            at_place.append(any(passage.text[slice(*places[key])] == lowercase_and_normalize(answer)
-                                for answer in answers))
+        for question, span in self.best_spans(samples, results).items():
+            text = question.passage.original(*span)
+            exact.append(max(bare(text) == bare(answer) for answer in question.answers))
+            f1.append(max(overlap(text, answer) for answer in question.answers))
+            at_place.append(span in question.places)
         return collections.OrderedDict(
             (name, float(np.mean(values)))
             for name, values in [('exact_match', exact), ('f1', f1), ('position_match', at_place)])
@@ -110,7 +111,7 @@ class Passage(object):
 
     def __init__(self, context):
         self.context = context
-        pieces = [lowercase_and_normalize(character) for character in context]
+        pieces = [normalize(character) for character in context]
         self.text = ''.join(pieces)
         self.places = [i for i, piece in enumerate(pieces) for _ in piece]
 
@@ -119,7 +120,7 @@ class Passage(object):
 
         None if the record says, with answer_start -1, that it is in no place.
         """
-        text, offset = lowercase_and_normalize(answer['text']), answer.get_integer('answer_start')
+        text, offset = normalize(answer.get_text('text')), answer.get_integer('answer_start')
         starts = [found.start() for found in re.finditer('(?=%s)' % re.escape(text), self.text)]
         if not starts:
             if offset == -1:
@@ -132,15 +133,19 @@ class Passage(object):
         return self.context[self.places[start]:self.places[end - 1] + 1] if end > start else ''
 
 
+def normalize(text):
+    """Lower case and without accents, each character by itself: it may depend on no other."""
+    return ''.join(map(lowercase_and_normalize, text))
+
+
 def bare(text):
-    """Lower case, without the punctuation and spaces that the official script leaves out."""
-    return ''.join(c for c in text.lower() if c not in PUNCTUATION and not c.isspace())
+    """What the official script compares for the exact match."""
+    return ''.join(c for c in text.lower().strip() if c not in PUNCTUATION)
 
 
 def overlap(text, answer):
     """The official F1: longest common run of segments, Chinese characters and other words mixed."""
-    ours, theirs = [WORD.findall(''.join(c for c in t.lower() if c not in PUNCTUATION))
-                    for t in (text, answer)]
+    ours, theirs = SEGMENT.findall(bare(text)), SEGMENT.findall(bare(answer))
     longest, lengths = 0, {}
     for i, segment in enumerate(ours):
         lengths = {j: lengths.get(j - 1, 0) + 1 for j, other in enumerate(theirs) if other == segment}

@@ -26,10 +26,10 @@ class Record(dict):
         got = 'got ' + shorten(self[name]) if name in self else 'the field is missing'
         return UserError('%s: field "%s": expected %s, %s' % (self.where, name, expected, got))
 
-    def get_text(self, name):
-        """The non-empty string in field `name`."""
+    def get_text(self, name, may_be_empty=False):
+        """The string in field `name`."""
         value = self.get(name)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not (value.strip() or may_be_empty):
             raise self.error(name, 'a text')
         return value
 
@@ -85,16 +85,28 @@ def read_text(path):
     except OSError as error:
         raise UserError('%s: %s' % (path, error.strerror))
     except UnicodeDecodeError as error:
-        raise UserError('%s: expected UTF-8, byte %d is none' % (path, error.start))
+        line = error.object[:error.start].count(b'\n') + 1
+        raise UserError('%s: line %d: expected UTF-8: %s' % (path, line, error.reason))
     if not text.strip():
         raise UserError('%s: the file is empty' % path)
     return text
 
 
+def parse_json(text):
+    """The value of a JSON text. Raises ValueError, also for what cannot be written again."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError('nested too deeply')
+    if '\\u' in text:  # half a surrogate pair is no character: UTF-8 has no bytes for it
+        json.dumps(value, ensure_ascii=False).encode('utf-8')
+    return value
+
+
 def read_json(path):
     """The whole of a JSON file. Raises UserError with the line that is not JSON."""
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except ValueError as error:
         line = getattr(error, 'lineno', 1)
         raise UserError('%s: line %d: not JSON: %s' % (path, line, error))
@@ -107,7 +119,7 @@ def read_json_lines(path):
         if line.strip():
             where = '%s: line %d' % (path, number)
             try:
-                records.append(Record(json.loads(line), where))
+                records.append(Record(parse_json(line), where))
             except ValueError as error:
                 raise UserError('%s: not JSON: %s' % (where, error))
     return records
@@ -116,9 +128,9 @@ def read_json_lines(path):
 @contextlib.contextmanager
 def replacing(path):
     """A temporary path beside `path`, which takes its place if all goes well."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = '%s.%d.tmp' % (path, os.getpid())
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         yield temporary
         with open(temporary, 'rb') as written:
             os.fsync(written.fileno())

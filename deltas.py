@@ -45,7 +45,11 @@ def fingerprint(model, token_dict):
 def save_delta(path, values, belongs_to):
     """Write {name: array} and the JSON-able dict `belongs_to` to `path`, whole or not at all."""
     with replacing(path) as temporary:
-        save_file(values, temporary, {'format': FORMAT, 'belongs_to': json.dumps(belongs_to)})
+        try:
+            # One entry, since safetensors writes several in an order left to chance.
+            save_file(values, temporary, {FORMAT: json.dumps(belongs_to, sort_keys=True)})
+        except SafetensorError as error:  # e.g. no space left
+            raise UserError('%s: %s' % (path, error))
 
 
 def read_delta(path):
@@ -58,9 +62,9 @@ def read_delta(path):
         raise UserError('%s: no such file' % path)
     except (SafetensorError, OSError) as error:
         raise UserError('%s: not a whole delta: %s' % (path, error))
-    if metadata.get('format') != FORMAT:
+    if FORMAT not in metadata:
         raise UserError('%s: expected a delta of this project (%s)' % (path, FORMAT))
-    return values, json.loads(metadata['belongs_to'])
+    return values, json.loads(metadata[FORMAT])
 
 
 def load_delta(path, model, belongs_to):

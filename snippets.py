@@ -99,10 +99,14 @@ def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto
 
     packed: compute on true tokens only; first_only: the output is that of position 0 alone.
     """
-    transformer = build_transformer_model(
-        config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
-        prompt_size=prompt_size, ffn_prompt_size=ffn_prompt_size, prompt_dropout=prompt_dropout,
-        packed=packed, first_only=first_only, keep_tokens=keep_tokens, return_keras_model=False)
+    try:
+        transformer = build_transformer_model(
+            config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
+            prompt_size=prompt_size, ffn_prompt_size=ffn_prompt_size,
+            prompt_dropout=prompt_dropout, packed=packed, first_only=first_only,
+            keep_tokens=keep_tokens, return_keras_model=False)
+    except tf.errors.OpError as error:
+        raise UserError('%s: the checkpoint cannot be read: %s' % (checkpoint_path, error.message))
     transformer.freeze()
     return transformer
 

@@ -26,8 +26,10 @@ class WSC(Classification):
             begin = target.get_integer('span%d_index' % number)
             if begin < 0 or text[begin:begin + len(span)] != span:
                 raise target.error('span%d_index' % number, 'where the text says "%s"' % span)
-            marks += [(begin, 1, before), (begin + len(span), 0, behind)]
-        for place, _, mark in sorted(marks, reverse=True):  # from the end: places stay
+            # Where marks meet, ends come first, and of nested spans the outer one stays outside.
+            marks += [(begin, 1, -len(span), number, before),
+                      (begin + len(span), 0, len(span), -number, behind)]
+        for place, _, _, _, mark in sorted(marks, reverse=True):  # from the end: places stay
             text = text[:place] + mark + text[place:]
         return text
 
