@@ -7,6 +7,7 @@ at the speed of a large matrix product, measured in the same run.
 import argparse
 import collections
 import ctypes
+import importlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from bert4keras.backend import K
 import snippets
 import train
 from data import write_text
-from errors import UserError
+from errors import Parser, run_tool
 from tiny_backbone import write_tiny_backbone
 
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'csl', 'iflytek', 'ocnli', 'tnews',
@@ -29,7 +30,7 @@ Path = collections.namedtuple('Path', 'step predict')
 
 
 def parse_flags(argv=None):
-    parser = train.Parser(prog='benchmark', description=__doc__,
+    parser = Parser(prog='benchmark', description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     number = train.whole_number(1)
     parser.add_argument('--data_path', default='clue_dataset', help='folder with a folder a task')
@@ -80,7 +81,7 @@ def timed(function, *args):
 def peak_speed(repeats=5):
     """Multiply-adds a second of a large float32 matrix product."""
     rows, size = 2048, 3072
-    values = [np.random.rand(rows, size).astype('float32'), np.random.rand(size, size).astype('float32')]
+    values = [np.random.rand(*shape).astype('float32') for shape in [(rows, size), (size, size)]]
     if compat.TF2:
         tensors = [tf.constant(value) for value in values]
         product = tf.function(lambda: tf.reduce_sum(tf.matmul(*tensors)))
@@ -140,8 +141,7 @@ def lengths_of(encoded):
 
 def load_samples(task, data_path, limit):
     folder = train.find_data(task, data_path)
-    samples = task.load(folder, task.find_train_files(folder), True, limit)
-    return samples
+    return task.load(folder, task.find_train_files(folder), True, limit)
 
 
 def measure_task(task, flags, config_path, speed):
@@ -149,7 +149,7 @@ def measure_task(task, flags, config_path, speed):
     K.clear_session()
     train.set_seed(0)
     count = task.batch_size * flags.repeats
-    samples = load_samples(task, flags.data_path, 20 * count)
+    samples = load_samples(task, flags.data_path, None)
     order = np.random.RandomState(0).permutation(len(samples))
     encoded = [task.encode(samples[i]) for i in order[:count]]
     paths = {'padded': build_path(task, flags, config_path, True),
@@ -241,11 +241,10 @@ def measure_growth(task, flags, config_path, lengths=(32, 64, 128, 256, 512), si
 
 def run(argv=None):
     flags = parse_flags(argv)
-    from importlib import import_module
     tokenizer, keep_tokens = snippets.load_tokenizer(flags.dict_path)
     tokenizer.keep_tokens = keep_tokens
     config_path = write_base_config(os.path.join(flags.output_dir, 'results', 'benchmark'), flags)
-    make = lambda name: getattr(import_module(name), name.upper())(tokenizer)  # noqa: E731
+    make = lambda name: getattr(importlib.import_module(name), name.upper())(tokenizer)  # noqa: E731
     report = {'settings': vars(flags), 'versions': train.versions(), 'cores': os.cpu_count(),
               'tasks': [], 'input': [], 'growth': []}
     path = os.path.join(flags.output_dir, 'results', 'benchmark.json')
@@ -279,12 +278,7 @@ def run(argv=None):
                 'batch %d: %.2f s' % item for item in sorted(row['seconds'].items()))))
     write_text(path, json.dumps(report, indent=2) + '\n')
     print('wrote %s' % path)
-    return report
 
 
 if __name__ == '__main__':
-    try:
-        run()
-    except UserError as error:
-        print('benchmark: error: %s' % error, file=sys.stderr)
-        sys.exit(2)
+    run_tool('scripts/benchmark', run)

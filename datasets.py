@@ -1,13 +1,11 @@
 """CLUE's data sets: what is there, is it whole, where it comes from (`scripts/data`)."""
-import argparse
 import contextlib
 import importlib
 import io
 import os
-import sys
 
 from data import Record, read_json
-from errors import UserError
+from errors import Parser, UserError, run_tool
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DOWNLOADS = 'https://storage.googleapis.com/cluebenchmark/tasks/'
@@ -35,22 +33,6 @@ PUBLISHED = {
         'train.json': 10142, 'dev.json': 3219, 'trial.json': 1002, 'test.json': 2000}),
 }
 UNITS = {'c3': 'questions', 'cmrc2018': 'questions'}
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
-
-
-def run_tool(name, run):
-    """Ends the program: bad usage is one line and exit code 2."""
-    try:
-        sys.exit(run())
-    except UserError as error:
-        print('%s: error: %s' % (name, error), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def load_task(name):

@@ -276,8 +276,8 @@ class PromptTuning(object):
         if layer is LayerNormalization:
             # The original's; bert4keras 0.11.5 leaves some norms to K.epsilon().
             kwargs.setdefault('epsilon', 1e-12)
-            layer = FastLayerNormalization
-        if keras.activations.get(kwargs.get('activation')) is gelu_erf:
+            layer = FastLayerNormalization if self.packed else layer
+        if self.packed and keras.activations.get(kwargs.get('activation')) is gelu_erf:
             kwargs['activation'] = exact_gelu
         if inputs is None:
             return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
@@ -375,7 +375,8 @@ class PromptTuning(object):
             variables = {}
             for layer, names in mapping.items():
                 if self.prefixed(layer) in self.layers:
-                    variables.update((n, reader.get_tensor(n)) for n in names if reader.has_tensor(n))
+                    variables.update((name, reader.get_tensor(name)) for name in names
+                                     if reader.has_tensor(name))
         for layer, names in mapping.items():
             layer = self.layers.get(self.prefixed(layer))
             for weight, name in zip(layer.trainable_weights if layer else [], names):

@@ -21,10 +21,11 @@ import os
 
 import compat  # noqa: F401  (before bert4keras)
 import tensorflow as tf
+from bert4keras.backend import keras
 from bert4keras.tokenizers import load_vocab
 
 from errors import UserError
-from models import PtuningV2AddFNNPtuning, build_transformer_model
+from models import BACKBONES, PtuningV2AddFNNPtuning, build_transformer_model
 from optimizer import PromptAdam
 from tokenizer import FastTokenizer
 
@@ -71,6 +72,7 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
         sizes = {name: int(config[name]) for name in (
             'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
             'intermediate_size')}
+        keras.activations.get(config['hidden_act'])
     except (ValueError, TypeError) as error:
         raise UserError('%s: expected a BERT config: %s' % (config_path, error))
     except KeyError as error:
@@ -99,14 +101,17 @@ def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto
 
     packed: compute on true tokens only; first_only: the output is that of position 0 alone.
     """
+    if backbone not in ['auto'] + sorted(BACKBONES):
+        raise UserError('backbone: expected auto, %s, got %s'
+                        % (', '.join(sorted(BACKBONES)), backbone))
     try:
         transformer = build_transformer_model(
             config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
             prompt_size=prompt_size, ffn_prompt_size=ffn_prompt_size,
             prompt_dropout=prompt_dropout, packed=packed, first_only=first_only,
             keep_tokens=keep_tokens, return_keras_model=False)
-    except tf.errors.OpError as error:
-        raise UserError('%s: the checkpoint cannot be read: %s' % (checkpoint_path, error.message))
+    except (tf.errors.OpError, IndexError) as error:  # IndexError: TensorFlow 2, of a file cut short
+        raise UserError('%s: the checkpoint cannot be read: %s' % (checkpoint_path, error))
     transformer.freeze()
     return transformer
 

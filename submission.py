@@ -6,7 +6,7 @@ import zipfile
 
 import datasets
 from data import Record, parse_json, replacing, shorten
-from errors import UserError
+from errors import Parser, UserError, run_tool
 
 SHOWN = 5  # errors of a file that are shown
 NOT_SUBMITTED = ['cmrc2018_trial_predict.json']  # CLUE scores no trial questions
@@ -164,7 +164,7 @@ def pack(path, contents):
 
 def run(argv=None):
     """Checks and packs. Returns the exit code: 1 if a file that is there is wrong."""
-    parser = datasets.Parser(prog='scripts/submit', description=__doc__)
+    parser = Parser(prog='scripts/submit', description=__doc__)
     parser.add_argument('--data_path', help='folder with a folder for each task; the one that '
                                             'snippets.py names, unless said')
     parser.add_argument('--output_dir', help='where results/ is and submit.zip goes; the one that '
@@ -226,4 +226,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    datasets.run_tool('scripts/submit', run)
+    run_tool('scripts/submit', run)

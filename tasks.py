@@ -348,7 +348,7 @@ class ReadingComprehension(Task):
         """Softmax cross-entropy over all (start, end)."""
         length = K.shape(outputs)[-1]
         logits = K.reshape(outputs, (-1, length * length))
-        # -inf would give 0 * inf in the gradient of the softmax; no weight is lost at this distance.
+        # -inf would give 0 * inf in the gradient; no weight is lost at this distance.
         logits = tf.maximum(logits, -1e9)
         labels = labels[:, 0] * length + labels[:, 1]
         return K.mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))

@@ -19,15 +19,10 @@ from tqdm import tqdm
 import deltas
 import snippets
 from data import file_sha256, prefetch, write_text
-from errors import UserError
+from errors import Parser, UserError, run_tool
 from tiny_backbone import write_tiny_backbone
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
 
 
 def whole_number(minimum):
@@ -123,7 +118,8 @@ def find_backbone(settings, folder):
         with open(os.path.join(folder, name), encoding='utf-8', errors='ignore') as reader:
             characters.update(reader.read().lower())
     return write_tiny_backbone(os.path.join(settings.output_dir, 'weights', 'tiny_' + kind),
-                               characters, kind)
+                               characters, kind, stddev=0.1, hidden_dropout_prob=0.0,
+                               attention_probs_dropout_prob=0.0)
 
 
 def build_model(task, settings, paths, keep_tokens):
@@ -304,8 +300,9 @@ def run(task_class, argv=None):
                                        grad_accum_steps=settings.grad_accum_steps)
     step, outputs = train_function(model, task, optimizer), predict_function(model)
     belongs_to = {
-        'task': task.name, 'labels': getattr(task, 'labels', []), 'prompt_size': settings.prompt_size,
-        'ffn_prompt_size': settings.ffn_prompt_size, 'backbone_kind': transformer.backbone,
+        'task': task.name, 'labels': getattr(task, 'labels', []),
+        'prompt_size': settings.prompt_size, 'ffn_prompt_size': settings.ffn_prompt_size,
+        'backbone_kind': transformer.backbone,
         'backbone_sha256': backbone}
     weights_path = os.path.join(settings.output_dir, 'weights', task.name + '.weights')
     record = {
@@ -362,11 +359,7 @@ def run(task_class, argv=None):
 
 
 def main(task_class):
-    """`python TASK.py`: bad input is one line and exit code 2."""
-    try:
+    """`python TASK.py`."""
+    def program():
         run(task_class)
-    except UserError as error:
-        print('%s.py: error: %s' % (task_class.name, error), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_tool(task_class.name + '.py', program)

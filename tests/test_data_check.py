@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import datasets
+import errors
 from errors import UserError
 
 # CLUE's README and data card: train, dev, and each test file. The readers leave out lines labelled
@@ -179,7 +180,7 @@ def test_usage(tmp_path, capsys, monkeypatch):
     def call(*args):
         monkeypatch.setattr(sys, 'argv', ['datasets.py'] + list(args))
         with pytest.raises(SystemExit) as ended:
-            datasets.run_tool('scripts/data', datasets.run)
+            errors.run_tool('scripts/data', datasets.run)
         return ended.value.code, capsys.readouterr()
 
     for args, message in [(['--task', 'foo'], "argument --task: invalid choice: 'foo'"),

@@ -404,7 +404,8 @@ def test_usage_from_the_shell(root, tmp_path):
 def test_the_scripts_keep_the_folder_and_pass_on_the_flags(script, module, root, tmp_path):
     folder = tmp_path / 'a project' / 'scripts'
     folder.mkdir(parents=True)
-    shutil.copy(os.path.join(root, 'scripts', script), str(folder))
+    for name in (script, 'program.sh'):
+        shutil.copy(os.path.join(root, 'scripts', name), str(folder))
     (folder / 'python').write_text('#!/bin/bash\npwd\nprintf "%s\\n" "$@"\nexit 3\n')
     (folder / 'python').chmod(0o755)
     (tmp_path / 'link').symlink_to(folder / script)
