@@ -1,14 +1,34 @@
-"""GELU and layer norm with their gradients written out: the same values in fewer passes over memory.
+"""Initial values, and GELU and layer norm with their gradients written out.
 
-What TensorFlow derives on its own goes over each activation two times as often, and on a CPU that
-costs a tenth of a training step.
+What TensorFlow derives on its own goes over each activation more often, and on a CPU a pass over
+memory counts.
 """
 import math
 
 import compat  # noqa: F401  (before bert4keras)
+import numpy as np
 import tensorflow as tf
-from bert4keras.backend import keras
+from bert4keras.backend import K, keras
 from bert4keras.layers import LayerNormalization
+
+
+class PromptInitializer(keras.initializers.Initializer):
+    """Truncated normal from NumPy's random state, so that both stacks start from the same weights.
+
+    (tf-keras gives every weight that shares an initializer the same values.)
+    """
+
+    def __init__(self, stddev=0.02):
+        self.stddev = stddev
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        values = np.random.normal(0, 1, shape)
+        while (np.abs(values) > 2).any():
+            values = np.where(np.abs(values) > 2, np.random.normal(0, 1, shape), values)
+        return K.constant(values * self.stddev, dtype=dtype)
+
+    def get_config(self):
+        return {'stddev': self.stddev}
 
 
 @tf.custom_gradient
@@ -56,4 +76,5 @@ class FastLayerNormalization(LayerNormalization):
 
 
 keras.utils.get_custom_objects().update(
-    exact_gelu=exact_gelu, FastLayerNormalization=FastLayerNormalization)
+    PromptInitializer=PromptInitializer, exact_gelu=exact_gelu,
+    FastLayerNormalization=FastLayerNormalization)

@@ -19,221 +19,16 @@ import json
 
 import compat  # noqa: F401  (before bert4keras)
 import bert4keras.models
-import numpy as np
 import tensorflow as tf
-from bert4keras.backend import K, align, attention_normalize, gelu_erf, keras
-from bert4keras.layers import FeedForward, Layer, LayerNormalization, MultiHeadAttention
+from bert4keras.backend import K, gelu_erf, keras
+from bert4keras.layers import FeedForward, LayerNormalization, MultiHeadAttention
 from bert4keras.layers import RelativePositionEmbedding, SinusoidalPositionEmbedding
 from bert4keras.models import BERT, NEZHA, RoFormer
 
+from attention import PromptEmbedding, PromptMultiHeadAttention
 from errors import UserError
-from functions import FastLayerNormalization, exact_gelu
-from packing import FirstToken, Pack, Packing, Unpack, first_rows, merge_heads, split_heads
-
-initializers = keras.initializers
-
-
-class PromptInitializer(initializers.Initializer):
-    """Truncated normal from NumPy's random state, so that both stacks start from the same weights.
-
-    (tf-keras gives every weight that shares an initializer the same values.)
-    """
-
-    def __init__(self, stddev=0.02):
-        self.stddev = stddev
-
-    def __call__(self, shape, dtype=None, **kwargs):
-        values = np.random.normal(0, 1, shape)
-        while (np.abs(values) > 2).any():
-            values = np.where(np.abs(values) > 2, np.random.normal(0, 1, shape), values)
-        return K.constant(values * self.stddev, dtype=dtype)
-
-    def get_config(self):
-        return {'stddev': self.stddev}
-
-
-class PromptEmbedding(Layer):
-    """Trainable keys (or values) of P-Tuning V2, for one attention layer.
-
-    Input: any tensor whose first axis is the batch.
-    Output: (batch, prompt_size, heads, head_size).
-    `dropout` is applied in training, to each sample on its own.
-    """
-
-    def __init__(self, prompt_size, heads, head_size, dropout=0.1,
-                 embeddings_initializer='glorot_uniform', **kwargs):
-        super(PromptEmbedding, self).__init__(**kwargs)
-        self.prompt_size = prompt_size
-        self.heads = heads
-        self.head_size = head_size
-        self.dropout = dropout
-        self.embeddings_initializer = initializers.get(embeddings_initializer)
-
-    def build(self, input_shape):
-        super(PromptEmbedding, self).build(input_shape)
-        self.embeddings = self.add_weight(
-            name='prompt_embedding',
-            shape=(self.prompt_size, self.heads, self.head_size),
-            initializer=self.embeddings_initializer)
-
-    def call(self, inputs, training=None):
-        prompts = K.tile(self.embeddings[None], [K.shape(inputs)[0], 1, 1, 1])
-        if not self.dropout:
-            return prompts
-        return K.in_train_phase(lambda: K.dropout(prompts, self.dropout), prompts, training)
-
-    def compute_mask(self, inputs, mask=None):
-        return None
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.prompt_size, self.heads, self.head_size)
-
-    def get_config(self):
-        config = super(PromptEmbedding, self).get_config()
-        config.update(
-            prompt_size=self.prompt_size, heads=self.heads, head_size=self.head_size,
-            dropout=self.dropout,
-            embeddings_initializer=initializers.serialize(self.embeddings_initializer))
-        return config
-
-
-def rotate(x, sinusoidal):
-    """Rotary positions (arXiv 2104.09864): x (batch, heads, length, size), sinusoidal (1 or batch,
-    length, size), sines at even places and cosines at odd ones."""
-    sines = K.repeat_elements(sinusoidal[..., ::2], 2, -1)[:, None]
-    cosines = K.repeat_elements(sinusoidal[..., 1::2], 2, -1)[:, None]
-    turned = tf.reshape(tf.stack([-x[..., 1::2], x[..., ::2]], -1), tf.shape(x))
-    return x * cosines + turned * sines
-
-
-def add_masks(scores, mask, a_bias):
-    """Attention scores (batch, heads, length, length) with what is masked far below the rest.
-
-    mask: (batch, length), the keys to see, or None; a_bias: bool or numbers to add, (batch, length,
-    length) or with heads, or None. By a large number instead of -inf: the weights are 0 all the
-    same, but a row in which all is masked gets no NaN.
-    """
-    biases = [] if mask is None else [mask[:, None, None]]
-    if a_bias is not None:
-        biases.append(align(a_bias, [0, -2, -1], 4) if K.ndim(a_bias) == 3 else a_bias)
-    for bias in biases:
-        if K.dtype(bias) == 'bool':
-            bias = (1 - tf.cast(bias, scores.dtype)) * (scores.dtype.min / 2)
-        scores = scores + bias
-    return scores
-
-
-class PromptMultiHeadAttention(MultiHeadAttention):
-    """Multi-head attention that also attends to trainable keys and values.
-
-    Inputs: those of bert4keras's MultiHeadAttention, then, if `prompt_size`, key prompts and value
-    prompts, (batch, prompt_size, heads, size) each, then, if `packed`, the outputs of `Packing`.
-    Rotary and relative positions and masks concern the sequence's own keys alone. A row whose keys
-    are all masked gets finite numbers, not NaN.
-
-    Output: (batch, length, out_dim); if `packed`, (tokens, out_dim), or (batch, out_dim) for the
-    queries of position 0 alone where it is called with `first_only=True`.
-    """
-
-    def __init__(self, *args, **kwargs):
-        self.prompt_size = kwargs.pop('prompt_size', 0)
-        self.packed = kwargs.pop('packed', False)
-        super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
-
-    def call(self, inputs, mask=None, **kwargs):
-        inputs, packing, first_only = list(inputs), None, kwargs.get('first_only')
-        if self.packed:
-            inputs, packing = inputs[:-5], inputs[-5:]
-        query, key, value = inputs[:3]
-        if first_only:
-            query = first_rows(query, packing)
-        # To (batch, heads, length, size) each.
-        if first_only:
-            q = K.reshape(self.q_dense(query), (-1, self.heads, 1, self.key_size))
-        else:
-            q = self.to_heads(self.q_dense(query), packing)
-        k = self.to_heads(self.k_dense(key), packing)
-        v = self.to_heads(self.v_dense(value), packing)
-        mask = packing[0] if packing else mask[2] if mask else None
-        output, scores = self.attend(q, k, v, inputs[3:], mask, **kwargs)
-        if first_only:
-            output = K.reshape(output, (-1, self.heads * self.head_size))
-        elif packing:
-            output = merge_heads(output, packing, self.heads)
-        else:
-            output = K.flatten(tf.transpose(output, [0, 2, 1, 3]), 2)
-        output = self.o_dense(output)
-        return [output, scores] if self.return_attention_scores else output
-
-    def to_heads(self, x, packing):
-        """(batch, length, heads * size) or (tokens, heads * size) -> (batch, heads, length, size)."""
-        if packing:
-            return split_heads(x, packing, self.heads)
-        return tf.transpose(K.reshape(x, (self.heads, K.int_shape(x)[-1] // self.heads), -1),
-                            [0, 2, 1, 3])
-
-    def compute_output_shape(self, input_shape):
-        shape = super(PromptMultiHeadAttention, self).compute_output_shape(input_shape)
-        if not self.packed:
-            return shape
-        if self.return_attention_scores:
-            return [(None, self.out_dim), (None, self.heads, None, None)]
-        return (None, self.out_dim)
-
-    def compute_mask(self, inputs, mask=None):
-        if not self.packed:
-            return super(PromptMultiHeadAttention, self).compute_mask(inputs, mask)
-        return [None, None] if self.return_attention_scores else None
-
-    def attend(self, q, k, v, inputs, mask, a_bias=None, p_bias=None, first_only=False, **kwargs):
-        """softmax([q kp, q k] / sqrt(d)) [vp, v].
-
-        q, k, v: (batch, heads, length, size); with `first_only` one query, at position 0. inputs:
-        attention bias, positions and prompts, as far as there are any; mask: (batch, length).
-        Returns the result, like q, and the scores among the sequence's own tokens,
-        (batch, heads, length, length).
-        """
-        inputs, prompts = list(inputs), []
-        if self.prompt_size:
-            inputs, prompts = inputs[:-2], [
-                tf.transpose(prompt, [0, 2, 1, 3]) for prompt in inputs[-2:]]
-        a_bias = inputs.pop(0) if a_bias else None
-        positions = inputs.pop(0) if p_bias else None
-        if first_only:
-            if p_bias in ('typical_relative', 't5_relative'):
-                positions = positions[:1]  # (1, length, ...)
-            if a_bias is not None:
-                a_bias = a_bias[..., :1, :]
-
-        if p_bias == 'rotary':  # queries turn with their positions, prompts have none
-            k = rotate(k, positions)
-            q = q if first_only else rotate(q, positions)  # at position 0 nothing turns
-        if self.attention_scale:
-            q = q * (1 / self.key_size**0.5)
-        scores = tf.matmul(q, k, transpose_b=True)
-        if p_bias == 'typical_relative':
-            scores = scores + tf.einsum('bhjd,jkd->bhjk', q, positions)
-        elif p_bias == 't5_relative':
-            bias = K.permute_dimensions(positions, (2, 0, 1))[None]
-            scores = scores + (bias / self.key_size**0.5 if self.attention_scale else bias)
-        masked = add_masks(scores, mask, a_bias)
-        if prompts:
-            masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
-        weights = attention_normalize(masked, None, -1, self.normalization)
-        if self.attention_dropout:
-            weights = keras.layers.Dropout(self.attention_dropout)(weights)
-        own = weights[..., self.prompt_size:] if prompts else weights
-        output = tf.matmul(own, v)
-        if prompts:
-            output = output + tf.matmul(weights[..., :self.prompt_size], prompts[1])
-        if p_bias == 'typical_relative':
-            output = output + tf.einsum('bhjk,jkd->bhjd', own, positions)
-        return output, scores
-
-    def get_config(self):
-        config = super(PromptMultiHeadAttention, self).get_config()
-        config.update(prompt_size=self.prompt_size, packed=self.packed)
-        return config
+from functions import FastLayerNormalization, PromptInitializer, exact_gelu
+from packing import FirstToken, Pack, Packing, Unpack
 
 
 class PromptTuning(object):
@@ -265,8 +60,7 @@ class PromptTuning(object):
                 raise ValueError('%s: expected a whole number from 0, got %r'
                                  % (name, getattr(self, name)))
         self.packed = kwargs.pop('packed', False)
-        self.first_only = self.packed and kwargs.pop('first_only', False)
-        kwargs.pop('first_only', None)
+        self.first_only = kwargs.pop('first_only', False) and self.packed
         self.packing = None  # the outputs of `Packing`, once the trunk has begun
         self.in_last_layer = False
         self.prompt_layers = []
@@ -439,11 +233,3 @@ def build_transformer_model(config_path=None, checkpoint_path=None, model='bert'
         model = BACKBONES[backbone]
     return bert4keras.models.build_transformer_model(
         config_path, checkpoint_path, model=model, **kwargs)
-
-
-custom_objects = {
-    'PromptInitializer': PromptInitializer,
-    'PromptEmbedding': PromptEmbedding,
-    'PromptMultiHeadAttention': PromptMultiHeadAttention,
-}
-keras.utils.get_custom_objects().update(custom_objects)

@@ -15,7 +15,7 @@ from bert4keras.layers import GlobalPointer
 from sklearn.metrics import f1_score
 
 from data import json_line, pad
-from models import PromptInitializer
+from functions import PromptInitializer
 from tokenizer import cut
 
 Encoded = collections.namedtuple('Encoded', 'rows label')
