@@ -144,17 +144,30 @@ def load_samples(task, data_path, limit):
     return task.load(folder, task.find_train_files(folder), True, limit)
 
 
+def typical_batches(task, encoded, count):
+    """`count` batches of a shuffled epoch, at even steps from those with least to most padding."""
+    order = np.random.RandomState(0).permutation(len(encoded))
+    batches = [batch for batch in train.batches(encoded, task.batch_size, order)
+               if len(batch) == task.batch_size]
+
+    def padding(batch):
+        lengths = lengths_of(batch)
+        return max(lengths) * len(lengths) / sum(lengths)
+
+    batches.sort(key=padding)
+    return [batches[int((i + 0.5) * len(batches) / count)] for i in range(count)]
+
+
 def measure_task(task, flags, config_path, speed):
     """Training steps and prediction of one task, padded and default taking turns."""
     K.clear_session()
     train.set_seed(0)
     count = task.batch_size * flags.repeats
     samples = load_samples(task, flags.data_path, None)
-    order = np.random.RandomState(0).permutation(len(samples))
-    encoded = [task.encode(samples[i]) for i in order[:count]]
+    encoded = list(map(task.encode, samples))
+    batches = typical_batches(task, encoded, flags.repeats)
     paths = {'padded': build_path(task, flags, config_path, True),
              'default': build_path(task, flags, config_path, False)}
-    batches = [batch for batch in train.batches(encoded, task.batch_size)]
     to_predict = [task.encode(sample) for sample in task.to_predict(samples)[:count]]
 
     def predict(name):
