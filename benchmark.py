@@ -168,7 +168,13 @@ def measure_task(task, flags, config_path, speed):
     batches = typical_batches(task, encoded, flags.repeats)
     paths = {'padded': build_path(task, flags, config_path, True),
              'default': build_path(task, flags, config_path, False)}
-    to_predict = [task.encode(sample) for sample in task.to_predict(samples)[:count]]
+    # A stretch of the file for prediction, as many tokens as three or so training batches have.
+    to_predict, total = [], 0
+    for sample in task.to_predict(samples):
+        to_predict.append(task.encode(sample))
+        total += sum(lengths_of(to_predict[-1:]))
+        if total > 6000 and len(to_predict) >= 16:
+            break
 
     def predict(name):
         """As the program does it: by length and tokens; the padded path in order and by rows."""
@@ -191,10 +197,9 @@ def measure_task(task, flags, config_path, speed):
             with PeakMemory() as peak:
                 times[name].append(timed(paths[name].step, inputs, labels))
             memory[name] = max(memory[name], peak.mb or 0)
-    predict_repeats = max(flags.repeats // 2, 2) if task.rows_per_sample > 1 else flags.repeats
     for name in paths:
         paths[name].predict(task.collate(to_predict[:2])[0])
-    for _ in range(1 if count * max(lengths_of(to_predict)) > 20000 else predict_repeats):
+    for _ in range(flags.repeats):
         for name in paths:
             times['predict ' + name].append(timed(predict, name))
     tokens = [sum(lengths_of(batch)) for batch in batches]
