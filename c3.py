@@ -41,12 +41,14 @@ class C3(MultipleChoice):
         return samples
 
     def encode(self, sample):
-        """A row a choice: [CLS] passage [SEP] question [SEP] choice [SEP], the longest shortened."""
+        """A row a choice: [CLS] passage [SEP] question [SEP] choice [SEP], longest cut."""
         choices = sample.choices + ['无效答案'] * (self.rows_per_sample - len(sample.choices))
         passage = self.tokenizer.ids(sample.passage)
         question = self.tokenizer.ids(sample.question)[1:]
-        rows = [np.array(sum(cut(self.maxlen, passage, question, self.tokenizer.ids(choice)[1:]), []),
-                         'int32') for choice in choices]
+        rows = []
+        for choice in choices:
+            parts = cut(self.maxlen, passage, question, self.tokenizer.ids(choice)[1:])
+            rows.append(np.array(sum(parts, []), 'int32'))
         return Encoded(rows, sample.label or 0)
 
     def decode(self, outputs, batch):

@@ -70,7 +70,8 @@ class CHID(MultipleChoice):
     def tokenize_masked(self, text):
         ids = []
         for part in re.split('(%s)' % MASK, text):
-            ids += [self.tokenizer._token_mask_id] if part == MASK else self.tokenizer.ids(part)[1:-1]
+            ids += ([self.tokenizer._token_mask_id] if part == MASK
+                    else self.tokenizer.ids(part)[1:-1])
         return ids
 
     def choose(self, samples, results):

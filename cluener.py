@@ -17,7 +17,7 @@ class CLUENER(EntityRecognition):
                 for record in read_json_lines(path)]
 
     def entities(self, record):
-        """{(type, start, end)} of a label {type: {name: [[start, end], ...]}}, the end included."""
+        """{(type, start, end)} of a label {type: {name: [[start, end], ...]}}, end included."""
         label, text, found = record.get_record('label'), record['text'], set()
         for kind in label:
             if kind not in self.labels:

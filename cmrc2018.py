@@ -13,8 +13,8 @@ from train import main
 STRIDE = 128  # characters from one window to the next
 # What the official scoring script leaves out before it compares.
 PUNCTUATION = set('-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
-# What it compares: Chinese characters, and other text as NLTK splits it: marks stand alone, but not
-# within numbers and abbreviations (1,000 3.5 u.s). English contractions stay whole here.
+# What it compares: Chinese characters, and other text as NLTK splits it: marks stand alone, but
+# not within numbers and abbreviations (1,000 3.5 u.s). English contractions stay whole here.
 HAN, MARKS = '\u4e00-\u9fa5', r';@#$%&?!()<>{}"«»‘„‒–—―\[\]'
 FULL_STOP = r'\.(?=[\])}>"\']*\s*(?:[%s]|$))' % HAN
 SEGMENT = re.compile(r'[%s%s]|\.{2,}|,(?!\d)|%s|(?:(?!%s|\.\.)[^\s,%s%s]|,(?=\d))+'
@@ -25,7 +25,8 @@ Question = collections.namedtuple('Question', 'id passage answers places')
 
 class CMRC2018(ReadingComprehension):
     name = 'cmrc2018'
-    test_files = {'trial.json': 'cmrc2018_trial_predict.json', 'test.json': 'cmrc2018_predict.json'}
+    test_files = {'trial.json': 'cmrc2018_trial_predict.json',
+                  'test.json': 'cmrc2018_predict.json'}
     maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 512, 16, 2, 20, 2e-4
     metric = 'exact_match'
 
@@ -42,8 +43,9 @@ class CMRC2018(ReadingComprehension):
                 for record in paragraph.get_records('qas'):
                     listed = record.get_records('answers') if labelled else []
                     found = [passage.find(answer) for answer in listed]
-                    moved += sum(place is not None and passage.places[place[0]] != r['answer_start']
-                                 for place, r in zip(found, listed))
+                    moved += sum(place is not None
+                                 and passage.places[place[0]] != answer['answer_start']
+                                 for place, answer in zip(found, listed))
                     absent += found.count(None)
                     found = [place for place in found if place]
                     question = Question(
@@ -52,12 +54,12 @@ class CMRC2018(ReadingComprehension):
                     for answer in found or [self.NO_ANSWER if labelled else None]:
                         windows.extend(self.windows(record, question, answer))
         if moved or absent:
-            print('%s: %d answers are not where answer_start says: taken from the nearest place that '
-                  'has them; %d are in no place: only scored against' % (path, moved, absent))
+            print('%s: %d answers are not where answer_start says: taken from the nearest place '
+                  'that has them; %d are in no place: only scored against' % (path, moved, absent))
         return windows
 
     def windows(self, record, question, answer):
-        """The windows of a passage, until its end is reached, with the answer where it is whole."""
+        """The windows of a passage, until its end, with the answer where it is whole."""
         passage = question.passage
         # Of the published files, trial.json has two questions that are empty.
         asked = normalize(record.get_text('question', may_be_empty=True))
@@ -107,7 +109,10 @@ class CMRC2018(ReadingComprehension):
 
 
 class Passage(object):
-    """A passage with its normalized text; `places` are the original characters behind each of its."""
+    """A passage and its normalized text.
+
+    places: for each character of the normalized text, the place of the one it was made of.
+    """
 
     def __init__(self, context):
         self.context = context
@@ -144,11 +149,12 @@ def bare(text):
 
 
 def overlap(text, answer):
-    """The official F1: longest common run of segments, Chinese characters and other words mixed."""
+    """The official F1: longest common run of Chinese characters and other words."""
     ours, theirs = SEGMENT.findall(bare(text)), SEGMENT.findall(bare(answer))
     longest, lengths = 0, {}
     for i, segment in enumerate(ours):
-        lengths = {j: lengths.get(j - 1, 0) + 1 for j, other in enumerate(theirs) if other == segment}
+        lengths = {j: lengths.get(j - 1, 0) + 1
+                   for j, other in enumerate(theirs) if other == segment}
         longest = max([longest] + list(lengths.values()))
     return 2.0 * longest / (len(ours) + len(theirs)) if longest else 0.0
 

@@ -1,4 +1,4 @@
-"""Files in and out: records that say where they stand, padded batches, writing without half files."""
+"""Files in and out: records that know their place, padded batches, no half-written files."""
 import contextlib
 import hashlib
 import io
@@ -36,7 +36,8 @@ class Record(dict):
     def get_choice(self, name, choices):
         """The index in `choices` of field `name`, whose numbers may be written as text or not."""
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or str(value) not in choices:
+        if (isinstance(value, bool) or not isinstance(value, (str, int))
+                or str(value) not in choices):
             raise self.error(name, 'one of ' + ', '.join(choices))
         return choices.index(str(value))
 

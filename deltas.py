@@ -68,7 +68,7 @@ def read_delta(path):
 
 
 def load_delta(path, model, belongs_to):
-    """Set a model's trained weights. Raises UserError, with what differs, if they belong elsewhere."""
+    """Set a model's trained weights. Raises UserError, with what differs, if not its own."""
     values, theirs = read_delta(path)
     for key, ours in belongs_to.items():
         if theirs.get(key) != ours:

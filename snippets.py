@@ -79,12 +79,12 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
         raise UserError('%s: no field %s' % (config_path, error))
     vocab = len(load_vocab(dict_path))
     if vocab != sizes['vocab_size']:
-        raise UserError('%s: %d tokens, but %s says vocab_size %d: expected the vocabulary of this '
-                        'checkpoint' % (dict_path, vocab, config_path, sizes['vocab_size']))
+        raise UserError('%s: %d tokens, but %s says vocab_size %d: expected the vocabulary of '
+                        'this checkpoint' % (dict_path, vocab, config_path, sizes['vocab_size']))
     try:
         variables = dict(tf.train.list_variables(checkpoint_path))
     except tf.errors.OpError as error:
-        raise UserError('%s: expected a TensorFlow checkpoint: %s' % (checkpoint_path, error.message))
+        raise UserError('%s: expected a TensorFlow checkpoint: %s' % (checkpoint_path, error))
     rows = variables.get('bert/embeddings/word_embeddings', [vocab])[0]
     if rows != vocab:
         raise UserError('%s: %d tokens, but the checkpoint %s embeds %d'
@@ -96,7 +96,8 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
 
 
 def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto',
-                  prompt_size=0, ffn_prompt_size=0, prompt_dropout=0.1, packed=True, first_only=False):
+                  prompt_size=0, ffn_prompt_size=0, prompt_dropout=0.1, packed=True,
+                  first_only=False):
     """The backbone with its prompts, everything else frozen: a bert4keras Transformer.
 
     packed: compute on true tokens only; first_only: the output is that of position 0 alone.
@@ -110,7 +111,7 @@ def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto
             prompt_size=prompt_size, ffn_prompt_size=ffn_prompt_size,
             prompt_dropout=prompt_dropout, packed=packed, first_only=first_only,
             keep_tokens=keep_tokens, return_keras_model=False)
-    except (tf.errors.OpError, IndexError) as error:  # IndexError: TensorFlow 2, of a file cut short
+    except (tf.errors.OpError, IndexError) as error:  # IndexError: a short file, in TensorFlow 2
         raise UserError('%s: the checkpoint cannot be read: %s' % (checkpoint_path, error))
     transformer.freeze()
     return transformer
