@@ -162,7 +162,6 @@ def measure_task(task, flags, config_path, speed):
     """Training steps and prediction of one task, padded and default taking turns."""
     K.clear_session()
     train.set_seed(0)
-    count = task.batch_size * flags.repeats
     samples = load_samples(task, flags.data_path, None)
     encoded = list(map(task.encode, samples))
     batches = typical_batches(task, encoded, flags.repeats)

@@ -11,7 +11,7 @@ prompt_size = 0  # P-Tuning V2: trainable keys and values in every attention
 ffn_prompt_size = 160  # FL-Tuning: trainable hidden units in every feed-forward network
 prompt_dropout = 0.1  # dropout of the keys and values in training
 
-data_path = 'clue_dataset'  # a folder with a folder for each task; relative to this file
+data_path = 'clue_dataset'  # a folder with a folder for each task; this, beside this file
 output_dir = ''  # where weights/ and results/ go; '' for the current folder
 seed = 42  # one seed, one result
 

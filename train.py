@@ -11,6 +11,7 @@ import sys
 import time
 
 import compat
+import bert4keras
 import numpy as np
 import tensorflow as tf
 from bert4keras.backend import K, keras
@@ -81,7 +82,10 @@ def parse_flags(task, argv=None):
 
 
 def set_seed(seed):
-    """Start every source of random numbers anew."""
+    """Start every source of random numbers anew, and have GPUs add up in one order only."""
+    os.environ['TF_DETERMINISTIC_OPS'] = '1'
+    if compat.TF2:
+        tf.config.experimental.enable_op_determinism()
     random.seed(seed)
     np.random.seed(seed)
     tf.compat.v1.set_random_seed(seed)
@@ -249,7 +253,6 @@ def predict(run, task, encoded, description, max_tokens=8192):
 def versions():
     found = {'stack': compat.STACK, 'python': platform.python_version(), 'tensorflow': tf.__version__,
              'numpy': np.__version__}
-    import bert4keras
     found.update(keras=getattr(keras, '__version__', tf.__version__),
                  bert4keras=bert4keras.__version__)
     return found

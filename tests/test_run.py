@@ -20,8 +20,6 @@ from compat import K
 from errors import UserError
 
 KINDS = ['roberta', 'nezha', 'roformer']
-MODULES = ('afqmc c3 chid cluener cmnli cmrc2018 csl iflytek ocnli tnews wsc compat data deltas '
-           'errors models optimizer packing snippets tasks tiny_backbone tokenizer train').split()
 
 
 @pytest.fixture(scope='module')
@@ -421,9 +419,11 @@ def test_as_a_process(start, data, backbones, tmp_path, root):
 
 def test_importing_does_nothing(tmp_path, root):
     """Importing prints nothing, writes nothing and builds no part of a model."""
+    modules = sorted(name[:-3] for name in os.listdir(root) if name.endswith('.py'))
+    assert 'afqmc' in modules and 'cmrc2018' in modules
     program = ('import sys; sys.path.insert(0, %r); import %s; import tensorflow as tf; '
                'graph = tf.compat.v1.get_default_graph(); '
-               'sys.exit(len(graph.get_operations()))' % (root, ', '.join(MODULES)))
+               'sys.exit(len(graph.get_operations()))' % (root, ', '.join(modules)))
     done = subprocess.run([sys.executable, '-B', '-c', program], cwd=str(tmp_path),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert (done.returncode, done.stdout, done.stderr) == (0, b'', b'')
