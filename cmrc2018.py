@@ -80,7 +80,7 @@ class CMRC2018(ReadingComprehension):
     def to_predict(self, samples):
         """Each window once, whatever answers are listed."""
         windows = collections.OrderedDict(
-            ((s.question_id, s.begin), s._replace(answer=None)) for s in samples)
+            ((s.question, s.begin), s._replace(answer=None)) for s in samples)
         return list(windows.values())
 
     def spans(self, samples, results):

@@ -15,6 +15,7 @@ from bert4keras.layers import GlobalPointer
 from sklearn.metrics import f1_score
 
 from data import json_line, pad
+from errors import UserError
 from functions import PromptInitializer
 from tokenizer import cut
 
@@ -101,6 +102,9 @@ class Task(object):
             samples.extend(self.read(os.path.join(folder, name), labelled))
             if limit and len(samples) >= limit:
                 break
+        if not samples:
+            raise UserError('%s: no sample: every record is left out'
+                            % os.path.join(folder, ', '.join(files)))
         return samples[:limit]
 
     def errors(self, samples, results):
@@ -293,13 +297,14 @@ class EntityRecognition(Task):
 class ReadingComprehension(Task):
     """The answer to a question is a span of a passage, which is read through windows.
 
-    Samples: `Window`. question, text and answer are normalized; `begin` is where the window begins
+    Samples: `Window`. `question` is what identifies it; `asked`, its text, and text and answer are
+    normalized; `begin` is where the window begins
     in the normalized passage; `answer` is (start, text) in the window, None if unknown, and ('', '')
     if the window does not hold it. results: (log-probability, start, end), the best span in the
     window, in characters of the normalized passage, the end excluded.
     """
 
-    Window = collections.namedtuple('Window', 'question_id question text begin answer')
+    Window = collections.namedtuple('Window', 'question asked text begin answer')
     NO_ANSWER = (0, '')
     first_only = False
     label_ndim = 2
@@ -309,7 +314,7 @@ class ReadingComprehension(Task):
 
         Question, left, answer and right are tokenized apart, so an answer always has its tokens.
         """
-        question = self.tokenizer.ids(sample.question)
+        question = self.tokenizer.ids(sample.asked)
         start, answer = sample.answer or self.NO_ANSWER
         parts = [sample.text[:start], answer, sample.text[start + len(answer):]]
         tokens = [self.tokenizer.tokenize(part)[1:-1] for part in parts]
@@ -371,9 +376,9 @@ class ReadingComprehension(Task):
         return results
 
     def best_spans(self, samples, results):
-        """{question id: (start, end)}: the best window of a question wins."""
+        """{question: (start, end)}: the best window of a question wins."""
         best = collections.OrderedDict()
         for sample, result in zip(samples, results):
-            if sample.question_id not in best or result[0] > best[sample.question_id][0]:
-                best[sample.question_id] = result
+            if sample.question not in best or result[0] > best[sample.question][0]:
+                best[sample.question] = result
         return collections.OrderedDict((key, span[1:]) for key, span in best.items())

@@ -41,6 +41,16 @@ class FastTokenizer(Tokenizer):
     def _find_word_ids(self, word):
         return self.tokens_to_ids(self._word_piece_tokenize(word))
 
+    def rematch(self, text, tokens):
+        """For each token the places in `text` of the characters it stands for, none for [CLS].
+
+        bert4keras's counts places in the lower-cased text, which may be longer.
+        """
+        mapping = super(FastTokenizer, self).rematch(text, tokens)
+        places = [i for i, c in enumerate(text)
+                  for _ in (c.lower() if self._do_lower_case else c)]
+        return [[places[i] for i in chars] for chars in mapping]
+
     def reference_ids(self, text):
         """[CLS] text [SEP] as bert4keras finds it."""
         return self.tokens_to_ids(self.tokenize(text))

@@ -26,9 +26,9 @@ from tiny_backbone import write_tiny_backbone
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
-def whole_number(minimum):
+def whole_number(minimum, maximum=2**31 - 1):
     def parse(text):
-        if not text.lstrip('+-').isdigit() or int(text) < minimum:
+        if not text.lstrip('+-').isdigit() or not minimum <= int(text) <= maximum:
             raise argparse.ArgumentTypeError('expected a whole number from %d, got %s'
                                              % (minimum, text))
         return int(text)
@@ -48,7 +48,7 @@ def positive_number(text):
 def parse_flags(task, argv=None):
     """The settings of a run: flags over snippets.py and the task's defaults."""
     parser = Parser(
-        prog=task.name + '.py', description=(sys.modules[task.__module__].__doc__ or '').strip(),
+        prog=task.name + '.py', allow_abbrev=False, description=(sys.modules[task.__module__].__doc__ or '').strip(),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     size, count = whole_number(0), whole_number(1)
     flags = [
@@ -73,7 +73,9 @@ def parse_flags(task, argv=None):
         ('--output_dir', {}, snippets.output_dir, 'where weights/ and results/ go; here, unless said'),
     ]
     for flag, options, default, text in flags:
-        parser.add_argument(flag, default=default, help=text, **options)
+        # As text, so that what stands in snippets.py is checked like what is typed.
+        parser.add_argument(flag, default=default if default is None else str(default), help=text,
+                            **options)
     parser.add_argument('--bucket', action='store_true',
                         help='group samples of like lengths: faster, other batches than by chance')
     parser.add_argument('--padded', action='store_true',
@@ -250,6 +252,14 @@ def predict(run, task, encoded, description, max_tokens=8192):
     return results
 
 
+def make_folders(output_dir):
+    for name in ('weights', 'results'):
+        try:
+            os.makedirs(os.path.join(output_dir, name), exist_ok=True)
+        except OSError as error:
+            raise UserError('output_dir: %s: %s' % (error.filename, error.strerror))
+
+
 def versions():
     found = {'stack': compat.STACK, 'python': platform.python_version(), 'tensorflow': tf.__version__,
              'numpy': np.__version__}
@@ -293,6 +303,8 @@ def run(task_class, argv=None):
     dev = task.to_predict(dev)
     train_encoded, dev_encoded = [list(map(task.encode, part)) for part in (train, dev)]
 
+    make_folders(settings.output_dir)
+
     K.clear_session()
     set_seed(settings.seed)
     model, transformer = build_model(task, settings, paths, keep_tokens)
@@ -313,8 +325,7 @@ def run(task_class, argv=None):
         'versions': versions(), 'git_commit': git_commit(), 'backbone_kind': transformer.backbone,
         'backbone_sha256': backbone,
         'data_sha256': {name: file_sha256(os.path.join(folder, name))
-                        for name in train_files + task.dev_files + list(task.test_files)
-                        if os.path.exists(os.path.join(folder, name))},
+                        for name in sorted(os.listdir(folder)) if name.endswith('.json')},
         'samples': {'train': len(train), 'dev': len(dev)},
         'parameters': {'trained': trained, 'all': trained + frozen}, 'history': []}
 

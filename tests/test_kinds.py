@@ -59,7 +59,7 @@ def tokens_of(task, ids):
 
 
 @pytest.mark.parametrize('name', TASKS)
-def test_every_real_file_loads(name, clue, tokenizer, capsys):
+def test_every_real_file_loads(name, clue, tokenizer):
     """As many samples as there are records, and each of them can be encoded."""
     task = getattr(importlib.import_module(name), name.upper())(tokenizer)
     folder = os.path.join(clue, name)
@@ -76,7 +76,7 @@ def test_every_real_file_loads(name, clue, tokenizer, capsys):
             records = text.count('#idiom')
         elif name == 'cmrc2018':
             records = text.count('"question"')
-            assert len({sample.question_id for sample in samples}) == records
+            assert len({sample.question for sample in samples}) == records
             samples, records = task.to_predict(samples), None
         else:
             labels = [json.loads(line).get('label') for line in text.split('\n') if line]
@@ -500,7 +500,7 @@ def answer_perfectly(task, windows, gold):
         scores[np.triu_indices(length)] = -5.0
         scores[0, 0] = 5.0  # no answer
         _, offset, mapping, begin = e.label
-        start, end = [place - begin for place in gold[window.question_id.id]]
+        start, end = [place - begin for place in gold[window.question.id]]
         starts = [i for i, chars in enumerate(mapping) if chars and chars[0] == start]
         ends = [i for i, chars in enumerate(mapping) if chars and chars[-1] == end - 1]
         if starts and ends:
@@ -532,7 +532,7 @@ def test_every_window_is_asked_once(tokenizer, tmp_path):
     windows = task.read(path, True)
     asked = task.to_predict(windows)
     assert len(windows) == 3 * len(asked) // 2
-    assert [w.question_id.id for w in asked] == [key for key in 'qr' for _ in asked[::2]]
+    assert [w.question.id for w in asked] == [key for key in 'qr' for _ in asked[::2]]
     assert all(window.answer is None for window in asked)
 
 
@@ -578,7 +578,7 @@ def test_answers_that_are_not_at_their_place(tokenizer, tmp_path, capsys):
     windows = task.read(path, True)
     starts = {}
     for window in windows:
-        starts.setdefault(window.question_id.id, []).append(window.answer)
+        starts.setdefault(window.question.id, []).append(window.answer)
     assert starts == {'right': [(3, '北京')], 'near': [(6, '北京')], 'far': [(6, '北京')],
                       'before': [(0, '北京')], 'absent': [(7, '京。')], 'never': [(0, '')]}
     line, = capsys.readouterr().out.splitlines()

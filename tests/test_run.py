@@ -76,7 +76,7 @@ def list_files(folder):
 # ------------------------------------------------------------------ what is written
 
 
-def test_files_of_a_run(start, data, backbones, tmp_path, capsys, root):
+def test_files_of_a_run(start, data, backbones, tmp_path, capsys):
     record = start(seed=5)
     out = tmp_path / 'out'
     assert list_files(out) == [os.path.join('results', 'afqmc_dev_errors.tsv'),
@@ -302,7 +302,7 @@ def test_seed(start, tmp_path):
     assert losses[0] != losses[1]
 
 
-def test_dropout_is_on_in_training(start, folder, data, tmp_path):
+def test_dropout_is_on_in_training(start, folder):
     """Of weights that do not move, two epochs have the same loss, unless there is dropout."""
     paths = small.write_backbone(folder / 'still', attention_probs_dropout_prob=0.0,
                                  hidden_dropout_prob=0.0)
@@ -380,7 +380,7 @@ def test_settings_of_snippets_are_used(start, monkeypatch, data, backbones, tmp_
     assert os.path.exists(str(tmp_path / 'there' / 'results' / 'afqmc_predict.json'))
 
 
-def test_maxlen_cuts(start, watched, monkeypatch):
+def test_maxlen_cuts(start, monkeypatch):
     lengths = []
     original = AFQMC.collate
     monkeypatch.setattr(AFQMC, 'collate', lambda self, batch: lengths.append(
