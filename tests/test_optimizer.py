@@ -126,7 +126,7 @@ def linear_gradients(weights, x, y):
     return gradients if len(weights) == 3 else gradients[::2]
 
 
-def adam_in_numpy(weights, batches, learning_rate, schedule, decay, grad_accum_steps):
+def adam_in_numpy(weights, batches, learning_rate, schedule, decay, grad_accum_steps, epsilon):
     """Yields the weights after each batch, in float64. decay: the rate of each weight."""
     weights = [w.astype('float64') for w in weights]
     m, v, total = [[np.zeros_like(w) for w in weights] for _ in range(3)]
@@ -142,7 +142,7 @@ def adam_in_numpy(weights, batches, learning_rate, schedule, decay, grad_accum_s
                 m[i] = 0.9 * m[i] + 0.1 * gradient
                 v[i] = 0.999 * v[i] + 0.001 * gradient ** 2
                 step_size = m[i] / (1 - 0.9 ** updates) / (
-                    np.sqrt(v[i] / (1 - 0.999 ** updates)) + 1e-7)
+                    np.sqrt(v[i] / (1 - 0.999 ** updates)) + epsilon)
                 weights[i] = w - rate * (step_size + decay[i] * w)
             total = [np.zeros_like(w) for w in weights]
         yield list(weights)
@@ -165,10 +165,10 @@ def test_adam_in_numpy(schedule, grad_accum_steps, embedded):
         x = np.eye(3)[random.randint(0, 3, 6)] if embedded else random.normal(0, 1, (6, 3))
         batches.append((x, random.normal(0, 1, (6, 2))))
     model.compile(loss='mse', optimizer=PromptAdam(
-        0.02, weight_decay_rate=0.3, exclude_from_weight_decay=['Norm', 'bias'],
+        0.02, weight_decay_rate=0.3, exclude_from_weight_decay=['Norm', 'bias'], epsilon=0.05,
         lr_schedule=schedule, grad_accum_steps=grad_accum_steps))
     decay = [0.3, 0] if embedded else [0.3, 0, 0]
-    expected = adam_in_numpy(weights, batches, 0.02, schedule, decay, grad_accum_steps)
+    expected = adam_in_numpy(weights, batches, 0.02, schedule, decay, grad_accum_steps, 0.05)
     for (x, y), values in zip(batches, expected):
         model.train_on_batch(x.argmax(1)[:, None] if embedded else x, y)
         for weight, value in zip(model.get_weights(), values):
