@@ -52,6 +52,11 @@ if TF2:
     for name in ('Optimizer', 'Adam', 'SGD'):
         legacy = getattr(tf_keras.optimizers.legacy, name)
         setattr(tf.keras.optimizers, name, legacy)
+    # tf-keras saves activations it does not know as dicts, which its own HDF5 reader refuses; names
+    # it reads.
+    activations = importlib.import_module('tf_keras.src.activations')
+    activations._TF_ACTIVATIONS_V2.update(
+        {name: name for name in ('exact_gelu', 'gelu_erf', 'gelu_tanh')})
     # The backbone's initial values, which this warns of, are overwritten by the checkpoint's.
     warnings.filterwarnings('ignore', 'The initializer .* is unseeded')
 tf.get_logger().setLevel('ERROR')

@@ -71,8 +71,11 @@ class PromptTuning(object):
             # The original's; bert4keras 0.11.5 leaves some norms to K.epsilon().
             kwargs.setdefault('epsilon', 1e-12)
             layer = FastLayerNormalization if self.packed else layer
-        if self.packed and keras.activations.get(kwargs.get('activation')) is gelu_erf:
-            kwargs['activation'] = exact_gelu
+        if self.packed and 'activation' in kwargs:
+            activation = kwargs['activation']  # a list of them makes a gated FeedForward
+            several = activation if isinstance(activation, list) else [activation]
+            several = [exact_gelu if keras.activations.get(x) is gelu_erf else x for x in several]
+            kwargs['activation'] = several if isinstance(activation, list) else several[0]
         if inputs is None:
             return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
         if layer is MultiHeadAttention:
@@ -230,6 +233,9 @@ def build_transformer_model(config_path=None, checkpoint_path=None, model='bert'
             backbone = 'roberta'
             if config_path and checkpoint_path:
                 backbone = detect_backbone(config_path, checkpoint_path)
+        if backbone not in BACKBONES:
+            raise UserError('backbone: expected auto, %s, got %s'
+                            % (', '.join(sorted(BACKBONES)), backbone))
         model = BACKBONES[backbone]
     return bert4keras.models.build_transformer_model(
         config_path, checkpoint_path, model=model, **kwargs)

@@ -66,7 +66,8 @@ class PromptAdam(keras.optimizers.Optimizer):
 
     def get_updates(self, loss, params):
         """`tf1`: the update operations of one batch."""
-        grads = self.get_gradients(loss, params)
+        # An embedding's gradient comes as IndexedSlices.
+        grads = [tf.convert_to_tensor(grad) for grad in self.get_gradients(loss, params)]
         slots = [[K.zeros(K.int_shape(p), dtype=K.dtype(p)) for _ in self.slots()] for p in params]
         self.weights = [self.iterations] + [s for of_param in slots for s in of_param]
         # The counter is copied before anything can increase it: without this, whether an update

@@ -25,7 +25,7 @@ from bert4keras.backend import keras
 from bert4keras.tokenizers import load_vocab
 
 from errors import UserError
-from models import BACKBONES, PtuningV2AddFNNPtuning, build_transformer_model
+from models import PtuningV2AddFNNPtuning, build_transformer_model
 from optimizer import PromptAdam
 from tokenizer import FastTokenizer
 
@@ -102,9 +102,6 @@ def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto
 
     packed: compute on true tokens only; first_only: the output is that of position 0 alone.
     """
-    if backbone not in ['auto'] + sorted(BACKBONES):
-        raise UserError('backbone: expected auto, %s, got %s'
-                        % (', '.join(sorted(BACKBONES)), backbone))
     try:
         transformer = build_transformer_model(
             config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
