@@ -3,7 +3,7 @@ import json
 import os
 import shutil
 
-import compat  # before bert4keras
+import compat  # noqa: F401  (before bert4keras)
 import numpy as np
 import pytest
 
