@@ -102,11 +102,10 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if self.packed:
             inputs, packing = inputs[:-5], inputs[-5:]
         query, key, value = inputs[:3]
-        if first_only:
-            query = first_rows(query, packing)
         # To (batch, heads, length, size) each.
         if first_only:
-            q = K.reshape(self.q_dense(query), (-1, self.heads, 1, self.key_size))
+            q = self.q_dense(first_rows(query, packing))
+            q = K.reshape(q, (-1, self.heads, 1, self.key_size))
         else:
             q = self.to_heads(self.q_dense(query), packing)
         k = self.to_heads(self.k_dense(key), packing)

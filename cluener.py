@@ -26,7 +26,8 @@ class CLUENER(EntityRecognition):
             for name in names:
                 for span in names.get_list(name, list):
                     if (len(span) != 2 or not all(type(place) is int for place in span)
-                            or not 0 <= span[0] <= span[1] or text[span[0]:span[1] + 1] != name):
+                            or not 0 <= span[0] <= span[1] < len(text)
+                            or text[span[0]:span[1] + 1] != name):
                         raise names.error(name, '[start, end] where the text says so')
                     found.add((kind, span[0], span[1]))
         return found

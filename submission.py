@@ -70,8 +70,7 @@ def check_answer(task, sample, record):
     if task.name == 'cluener':
         if record.get('text') != sample.text:
             raise record.error('text', 'the text of the test file, ' + shorten(sample.text))
-        if any(end >= len(sample.text) for _, _, end in task.entities(record)):
-            raise record.error('label', 'spans that end within the text')
+        task.entities(record)
         return
     labels = [str(i) for i in range(len(sample.choices))] if task.name == 'c3' else task.labels
     if record.get('label') not in labels:

@@ -112,6 +112,13 @@ class Task(object):
         return None
 
 
+def first_token_head(hidden, units, activation=None):
+    """A dense layer on the vector of [CLS]: (rows, length, hidden) -> (rows, units)."""
+    first = keras.layers.Lambda(lambda x: x[:, 0], name='First-Token')(hidden)
+    return keras.layers.Dense(units, activation=activation, name='head',
+                              kernel_initializer=PromptInitializer())(first)
+
+
 class Classification(Task):
     """One label a text, or pair of texts, from the vector of [CLS].
 
@@ -133,9 +140,7 @@ class Classification(Task):
         return Encoded([np.array(ids, 'int32')], sample.label or 0)
 
     def outputs(self, hidden, inputs):
-        first = keras.layers.Lambda(lambda x: x[:, 0], name='First-Token')(hidden)
-        return keras.layers.Dense(len(self.labels), activation='softmax', name='head',
-                                  kernel_initializer=PromptInitializer())(first)
+        return first_token_head(hidden, len(self.labels), 'softmax')
 
     def loss(self, labels, outputs):
         return K.mean(K.sparse_categorical_crossentropy(labels, outputs))
@@ -169,8 +174,7 @@ class MultipleChoice(Task):
     """
 
     def outputs(self, hidden, inputs):
-        first = keras.layers.Lambda(lambda x: x[:, 0], name='First-Token')(hidden)
-        return keras.layers.Dense(1, name='head', kernel_initializer=PromptInitializer())(first)
+        return first_token_head(hidden, 1)
 
     def loss(self, labels, outputs):
         scores = K.reshape(outputs, (-1, self.rows_per_sample))  # (samples, choices)

@@ -9,47 +9,19 @@ import os
 
 import compat  # noqa: F401
 import numpy as np
-import tensorflow as tf
+
+import tiny_backbone
 
 Backbone = collections.namedtuple('Backbone', 'config_path checkpoint_path dict_path variables')
 
 
 def variable_shapes(kind, config):
-    """{variable: shape} as Google's BERT names them, with pooler, NSP and MLM.
-
-    Of the three kinds only 'roberta' embeds absolute positions.
-    """
-    hidden, inner = config['hidden_size'], config['intermediate_size']
-    vocab = config['vocab_size']
-    shapes = collections.OrderedDict()
-
-    def dense(name, inputs, outputs):
-        shapes[name + '/kernel'], shapes[name + '/bias'] = (inputs, outputs), (outputs,)
-
-    def norm(name):
-        shapes[name + '/LayerNorm/beta'] = shapes[name + '/LayerNorm/gamma'] = (hidden,)
-
-    shapes['bert/embeddings/word_embeddings'] = (vocab, hidden)
-    shapes['bert/embeddings/token_type_embeddings'] = (config['type_vocab_size'], hidden)
-    if kind == 'roberta':
-        shapes['bert/embeddings/position_embeddings'] = (config['max_position_embeddings'], hidden)
-    norm('bert/embeddings')
-    for i in range(config['num_hidden_layers']):
-        layer = 'bert/encoder/layer_%d/' % i
-        for part in ('query', 'key', 'value'):
-            dense(layer + 'attention/self/' + part, hidden, hidden)
-        dense(layer + 'attention/output/dense', hidden, hidden)
-        norm(layer + 'attention/output')
-        dense(layer + 'intermediate/dense', hidden, inner)
-        dense(layer + 'output/dense', inner, hidden)
-        norm(layer + 'output')
-    dense('bert/pooler/dense', hidden, hidden)
-    shapes['cls/predictions/output_bias'] = (vocab,)
-    norm('cls/predictions/transform')
-    dense('cls/predictions/transform/dense', hidden, hidden)
-    shapes['cls/seq_relationship/output_weights'] = (2, hidden)
-    shapes['cls/seq_relationship/output_bias'] = (2,)
-    return shapes
+    """{variable: shape} as Google's BERT names them, with pooler, NSP and MLM."""
+    hidden = config['hidden_size']
+    return collections.OrderedDict(
+        sorted(tiny_backbone.variable_shapes(config, kind).items())
+        + [('cls/seq_relationship/output_weights', (2, hidden)),
+           ('cls/seq_relationship/output_bias', (2,))])
 
 
 def random_values(shapes, seed):
@@ -65,17 +37,6 @@ def random_values(shapes, seed):
             value *= np.float32(shape[0] ** -0.5)
         values[name] = value
     return values
-
-
-def write_checkpoint(path, variables):
-    """{variable: array} as a checkpoint of TensorFlow 1's Saver."""
-    tf1 = tf.compat.v1
-    with tf.Graph().as_default(), tf1.Session() as session:
-        saved = []
-        for name, value in variables.items():
-            saved.append(tf1.get_variable(name, value.shape, value.dtype, tf1.zeros_initializer()))
-            saved[-1].load(value, session)
-        tf1.train.Saver(saved).save(session, path, write_meta_graph=False)
 
 
 def write_backbone(folder, kind, checkpoint='bert_model.ckpt', seed=0, tokens=None, change=None,
@@ -108,5 +69,5 @@ def write_backbone(folder, kind, checkpoint='bert_model.ckpt', seed=0, tokens=No
     if change:
         change(variables)
     checkpoint_path = os.path.join(folder, checkpoint)
-    write_checkpoint(checkpoint_path, variables)
+    tiny_backbone.write_checkpoint(checkpoint_path, variables)
     return Backbone(config_path, checkpoint_path, dict_path, variables)
