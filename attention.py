@@ -4,6 +4,7 @@ import tensorflow as tf
 from bert4keras.backend import K, align, attention_normalize, keras
 from bert4keras.layers import Layer, MultiHeadAttention
 
+from functions import dropout
 from packing import first_rows, merge_heads, split_heads
 
 initializers = keras.initializers
@@ -14,16 +15,18 @@ class PromptEmbedding(Layer):
 
     Input: any tensor whose first axis is the batch.
     Output: (batch, prompt_size, heads, head_size).
-    `dropout` is applied in training, to each sample on its own.
+    `dropout` is applied in training, to each sample on its own; with `keyed_dropout` it is drawn from
+    `functions.dropout_key`.
     """
 
-    def __init__(self, prompt_size, heads, head_size, dropout=0.1,
+    def __init__(self, prompt_size, heads, head_size, dropout=0.1, keyed_dropout=False,
                  embeddings_initializer='glorot_uniform', **kwargs):
         super(PromptEmbedding, self).__init__(**kwargs)
         self.prompt_size = prompt_size
         self.heads = heads
         self.head_size = head_size
         self.dropout = dropout
+        self.keyed_dropout = keyed_dropout
         self.embeddings_initializer = initializers.get(embeddings_initializer)
 
     def build(self, input_shape):
@@ -35,9 +38,7 @@ class PromptEmbedding(Layer):
 
     def call(self, inputs, training=None):
         prompts = K.tile(self.embeddings[None], [K.shape(inputs)[0], 1, 1, 1])
-        if not self.dropout:
-            return prompts
-        return K.in_train_phase(lambda: K.dropout(prompts, self.dropout), prompts, training)
+        return dropout(prompts, self.dropout, self.name if self.keyed_dropout else None, training)
 
     def compute_mask(self, inputs, mask=None):
         return None
@@ -49,7 +50,7 @@ class PromptEmbedding(Layer):
         config = super(PromptEmbedding, self).get_config()
         config.update(
             prompt_size=self.prompt_size, heads=self.heads, head_size=self.head_size,
-            dropout=self.dropout,
+            dropout=self.dropout, keyed_dropout=self.keyed_dropout,
             embeddings_initializer=initializers.serialize(self.embeddings_initializer))
         return config
 
@@ -95,6 +96,7 @@ class PromptMultiHeadAttention(MultiHeadAttention):
     def __init__(self, *args, **kwargs):
         self.prompt_size = kwargs.pop('prompt_size', 0)
         self.packed = kwargs.pop('packed', False)
+        self.keyed_dropout = kwargs.pop('keyed_dropout', False)
         super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
 
     def call(self, inputs, mask=None, **kwargs):
@@ -176,8 +178,7 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if prompts:
             masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
         weights = attention_normalize(masked, None, -1, self.normalization)
-        if self.attention_dropout:
-            weights = keras.layers.Dropout(self.attention_dropout)(weights)
+        weights = dropout(weights, self.attention_dropout, self.name if self.keyed_dropout else None)
         own = weights[..., self.prompt_size:] if prompts else weights
         output = tf.matmul(own, v)
         if prompts:
@@ -188,7 +189,8 @@ class PromptMultiHeadAttention(MultiHeadAttention):
 
     def get_config(self):
         config = super(PromptMultiHeadAttention, self).get_config()
-        config.update(prompt_size=self.prompt_size, packed=self.packed)
+        config.update(prompt_size=self.prompt_size, packed=self.packed,
+                      keyed_dropout=self.keyed_dropout)
         return config
 
 

@@ -1,19 +1,24 @@
-"""Initial values, and GELU and layer norm with their gradients written out.
+"""Initial values, dropout as a function of seed and step, GELU and layer norm with their gradients.
 
-What TensorFlow derives on its own goes over each activation more often, and on a CPU a pass over
-memory counts.
+What TensorFlow derives on its own for those two goes over each activation more often, and on a CPU
+a pass over memory counts.
 """
 import math
+import zlib
 
-import compat  # noqa: F401  (before bert4keras)
+import compat
 import numpy as np
 import tensorflow as tf
 from bert4keras.backend import K, keras
 from bert4keras.layers import LayerNormalization
 
 
+# What new weights are drawn from. Not NumPy's global state, of which Keras 2.3.1 draws as well.
+weights_random = np.random.RandomState(0)
+
+
 class PromptInitializer(keras.initializers.Initializer):
-    """Truncated normal from NumPy's random state, so that both stacks start from the same weights.
+    """Truncated normal from `weights_random`, so that both stacks start from the same weights.
 
     (tf-keras gives every weight that shares an initializer the same values.)
     """
@@ -22,13 +27,58 @@ class PromptInitializer(keras.initializers.Initializer):
         self.stddev = stddev
 
     def __call__(self, shape, dtype=None, **kwargs):
-        values = np.random.normal(0, 1, shape)
+        values = weights_random.normal(0, 1, shape)
         while (np.abs(values) > 2).any():
-            values = np.where(np.abs(values) > 2, np.random.normal(0, 1, shape), values)
+            values = np.where(np.abs(values) > 2, weights_random.normal(0, 1, shape), values)
         return K.constant(values * self.stddev, dtype=dtype)
 
     def get_config(self):
         return {'stddev': self.stddev}
+
+
+_keys = {}  # `tf2`: the one variable below
+
+
+def dropout_key():
+    """The variable (seed, step), int32, that all dropout is drawn from; like Keras's learning phase,
+    one for the current graph.
+
+    TensorFlow's own generators count their calls, which no file can keep. Set by whoever trains.
+    """
+    if not compat.TF2:
+        found = tf.compat.v1.get_collection_ref('dropout_key')
+        if not found:
+            found.append(K.variable([0, 0], 'int32', 'dropout_key'))
+        return found[0]
+    if 'key' not in _keys:
+        with tf.init_scope():
+            _keys['key'] = tf.Variable([0, 0], trainable=False, dtype='int32', name='dropout_key')
+    return _keys['key']
+
+
+def dropout(x, rate, name=None, training=None):
+    """x, and in training each value 0 at `rate` and otherwise divided by 1 - rate.
+
+    With a name, which tells layers apart, which ones is a function of it and of `dropout_key()`
+    alone; without, TensorFlow draws them.
+    """
+    if not rate:
+        return x
+
+    def dropped():
+        if name is None:
+            return K.dropout(x, rate)
+        key = dropout_key() + np.array([zlib.crc32(name.encode()) >> 1, 0], 'int32')
+        random = tf.random.stateless_uniform(tf.shape(x), key, dtype=x.dtype)
+        return x * (tf.cast(random >= rate, x.dtype) * (1 / (1 - rate)))
+    return K.in_train_phase(dropped, x, training)
+
+
+class KeyedDropout(keras.layers.Dropout):
+    """Keras's Dropout, drawn from `dropout_key`."""
+
+    def call(self, inputs, training=None):
+        return dropout(inputs, self.rate, self.name, training)
 
 
 @tf.custom_gradient
@@ -76,5 +126,5 @@ class FastLayerNormalization(LayerNormalization):
 
 
 keras.utils.get_custom_objects().update(
-    PromptInitializer=PromptInitializer, exact_gelu=exact_gelu,
+    PromptInitializer=PromptInitializer, KeyedDropout=KeyedDropout, exact_gelu=exact_gelu,
     FastLayerNormalization=FastLayerNormalization)

@@ -27,7 +27,7 @@ from bert4keras.models import BERT, NEZHA, RoFormer
 
 from attention import PromptEmbedding, PromptMultiHeadAttention
 from errors import UserError
-from functions import FastLayerNormalization, PromptInitializer, exact_gelu
+from functions import FastLayerNormalization, KeyedDropout, PromptInitializer, exact_gelu
 from packing import FirstToken, Pack, Packing, Unpack
 
 
@@ -37,6 +37,8 @@ class PromptTuning(object):
     prompt_size: trainable key/value pairs in each attention (P-Tuning V2); 0 for none.
     ffn_prompt_size: trainable hidden units in each feed-forward network (FL-Tuning); 0 for none.
     prompt_dropout: dropout of the keys and values in training.
+    keyed_dropout: draw all dropout from `functions.dropout_key`, which must then be set before each
+        step; by itself it stays as it is.
     packed: compute on true tokens only; the output is unfolded, 0 where there is padding.
     first_only: with `packed`, the last layer computes position 0 alone, the output is
         (batch, 1, hidden).
@@ -55,6 +57,7 @@ class PromptTuning(object):
         self.prompt_size = kwargs.pop('prompt_size', 0)
         self.ffn_prompt_size = kwargs.pop('ffn_prompt_size', 0)
         self.prompt_dropout = kwargs.pop('prompt_dropout', 0.1)
+        self.keyed_dropout = kwargs.pop('keyed_dropout', False)
         for name in ('prompt_size', 'ffn_prompt_size'):
             if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError('%s: expected a whole number from 0, got %r'
@@ -67,6 +70,8 @@ class PromptTuning(object):
         super(PromptTuning, self).__init__(*args, **kwargs)
 
     def apply(self, inputs=None, layer=None, arguments=None, **kwargs):
+        if layer is keras.layers.Dropout and self.dropout_rate and self.keyed_dropout:
+            layer = KeyedDropout
         if layer is LayerNormalization:
             # The original's; bert4keras 0.11.5 leaves some norms to K.epsilon().
             kwargs.setdefault('epsilon', 1e-12)
@@ -145,7 +150,7 @@ class PromptTuning(object):
             for part, size in [('Key', kwargs.get('key_size') or head_size), ('Value', head_size)]:
                 inputs.append(self.apply_prompt(
                     self.inputs[0], PromptEmbedding, prompt_size=self.prompt_size, heads=heads,
-                    head_size=size, dropout=self.prompt_dropout,
+                    head_size=size, dropout=self.prompt_dropout, keyed_dropout=self.keyed_dropout,
                     embeddings_initializer=PromptInitializer(),
                     name='%s-%s-PromptEmbedding' % (kwargs['name'], part)))
         if self.packing:
@@ -155,7 +160,7 @@ class PromptTuning(object):
                 arguments['first_only'] = True
         return super(PromptTuning, self).apply(
             inputs, PromptMultiHeadAttention, arguments, prompt_size=self.prompt_size,
-            packed=bool(self.packing), **kwargs)
+            packed=bool(self.packing), keyed_dropout=self.keyed_dropout, **kwargs)
 
     def freeze(self):
         """Leave only the prompts trainable. Call it after the checkpoint is loaded."""

@@ -97,17 +97,18 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
 
 def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto',
                   prompt_size=0, ffn_prompt_size=0, prompt_dropout=0.1, packed=True,
-                  first_only=False):
+                  first_only=False, keyed_dropout=False):
     """The backbone with its prompts, everything else frozen: a bert4keras Transformer.
 
-    packed: compute on true tokens only; first_only: the output is that of position 0 alone.
+    packed: compute on true tokens only; first_only: the output is that of position 0 alone;
+    keyed_dropout: see `PromptTuning`.
     """
     try:
         transformer = build_transformer_model(
             config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
             prompt_size=prompt_size, ffn_prompt_size=ffn_prompt_size,
             prompt_dropout=prompt_dropout, packed=packed, first_only=first_only,
-            keep_tokens=keep_tokens, return_keras_model=False)
+            keyed_dropout=keyed_dropout, keep_tokens=keep_tokens, return_keras_model=False)
     except (tf.errors.OpError, IndexError) as error:  # IndexError: a short file, in TensorFlow 2
         raise UserError('%s: the checkpoint cannot be read: %s' % (checkpoint_path, error))
     transformer.freeze()

@@ -21,6 +21,7 @@ import deltas
 import snippets
 from data import file_sha256, prefetch, write_text
 from errors import Parser, UserError, run_tool
+from functions import dropout_key, weights_random
 from tiny_backbone import write_tiny_backbone
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -90,6 +91,7 @@ def set_seed(seed):
         tf.config.experimental.enable_op_determinism()
     random.seed(seed)
     np.random.seed(seed)
+    weights_random.seed(seed)
     tf.compat.v1.set_random_seed(seed)
 
 
@@ -133,7 +135,8 @@ def build_model(task, settings, paths, keep_tokens):
     transformer = snippets.load_backbone(
         paths['config_path'], paths['checkpoint_path'], keep_tokens, settings.backbone,
         settings.prompt_size, settings.ffn_prompt_size, snippets.prompt_dropout,
-        packed=not settings.padded, first_only=task.first_only and not settings.padded)
+        packed=not settings.padded, first_only=task.first_only and not settings.padded,
+        keyed_dropout=True)
     inputs = transformer.inputs + task.extra_inputs()
     return keras.models.Model(inputs, task.outputs(transformer.output, inputs)), transformer
 
@@ -142,15 +145,25 @@ def count(weights):
     return int(sum(np.prod(K.int_shape(weight)) for weight in weights))
 
 
-def train_function(model, task, optimizer):
-    """f(inputs, labels) -> loss: one step on one batch."""
-    weights = model.trainable_weights
+def train_function(model, task, optimizer, seed=0):
+    """f(inputs, labels) -> loss: one step on one batch, its dropout a function of seed and step."""
+    weights, key = model.trainable_weights, dropout_key()
+
+    def set_key():
+        K.set_value(key, np.array([seed, K.get_value(optimizer.iterations)], 'int32'))
+
     if not compat.TF2:
         labels = K.placeholder(ndim=task.label_ndim, dtype=task.label_dtype)
         loss = task.loss(labels, model.output)
         step = K.function(model.inputs + [labels, K.learning_phase()], [loss],
                           updates=optimizer.get_updates(loss, weights))
-        return lambda inputs, labels: float(step(list(inputs) + [labels, 1])[0])
+
+        def run(inputs, labels):
+            set_key()
+            return float(step(list(inputs) + [labels, 1])[0])
+        return run
+
+    optimizer._create_all_weights(weights)  # now: a state may be loaded before the first step
 
     @tf.function(input_signature=[
         [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs],
@@ -161,7 +174,10 @@ def train_function(model, task, optimizer):
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
         return loss
 
-    return lambda inputs, labels: float(step([tf.constant(x, 'float32') for x in inputs], labels))
+    def run(inputs, labels):
+        set_key()
+        return float(step([tf.constant(x, 'float32') for x in inputs], labels))
+    return run
 
 
 def predict_function(model):
@@ -313,7 +329,7 @@ def run(task_class, argv=None):
     steps = -(-len(train) // settings.batch_size) * settings.epochs
     optimizer = snippets.get_optimizer(settings.learning_rate, 0, steps,
                                        grad_accum_steps=settings.grad_accum_steps)
-    step, outputs = train_function(model, task, optimizer), predict_function(model)
+    step, outputs = train_function(model, task, optimizer, settings.seed), predict_function(model)
     belongs_to = {
         'task': task.name, 'labels': getattr(task, 'labels', []),
         'prompt_size': settings.prompt_size, 'ffn_prompt_size': settings.ffn_prompt_size,
