@@ -1,5 +1,4 @@
 """AFQMC: do two questions of a bank's customers mean the same?"""
-from data import read_json_lines
 from tasks import Classification
 from train import main
 
@@ -10,12 +9,12 @@ class AFQMC(Classification):
     test_files = {'test.json': 'afqmc_predict.json'}
     maxlen, batch_size, epochs, learning_rate = 128, 32, 10, 2e-4
 
-    def read(self, path, labelled):
+    def parse(self, records, labelled):
         return [self.Text(
-            id=None if labelled else record.get_id(),
+            id=None if labelled else self.get_id(record),
             first=record.get_text('sentence1'), second=record.get_text('sentence2'),
             label=record.get_choice('label', self.labels) if labelled else None)
-            for record in read_json_lines(path)]
+            for record in records]
 
 
 if __name__ == '__main__':

@@ -38,7 +38,9 @@ class PromptEmbedding(Layer):
 
     def call(self, inputs, training=None):
         prompts = K.tile(self.embeddings[None], [K.shape(inputs)[0], 1, 1, 1])
-        return dropout(prompts, self.dropout, self.name if self.keyed_dropout else None, training)
+        values, factor = dropout(prompts, self.dropout, self.name if self.keyed_dropout else None,
+                                 training)
+        return values * factor
 
     def compute_mask(self, inputs, mask=None):
         return None
@@ -84,17 +86,18 @@ def add_masks(scores, mask, a_bias):
 class PromptMultiHeadAttention(MultiHeadAttention):
     """Multi-head attention that also attends to trainable keys and values.
 
-    Inputs: those of bert4keras's MultiHeadAttention, then, if `prompt_size`, key prompts and value
-    prompts, (batch, prompt_size, heads, size) each, then, if `packed`, the outputs of `Packing`.
-    Rotary and relative positions and masks concern the sequence's own keys alone. A row whose keys
-    are all masked gets finite numbers, not NaN.
+    Inputs: those of bert4keras's MultiHeadAttention, then, where it is called with `prompts=True`,
+    key prompts and value prompts, (batch, prompt_size, heads, size) each, then, if `packed`, the
+    outputs of `Packing`. Rotary and relative positions and masks concern the sequence's own keys
+    alone. A row whose keys are all masked gets finite numbers, not NaN.
 
     Output: (batch, length, out_dim); if `packed`, (tokens, out_dim), or (batch, out_dim) for the
     queries of position 0 alone where it is called with `first_only=True`.
+
+    Prompts are a matter of the call, so models with and without may share a frozen layer.
     """
 
     def __init__(self, *args, **kwargs):
-        self.prompt_size = kwargs.pop('prompt_size', 0)
         self.packed = kwargs.pop('packed', False)
         self.keyed_dropout = kwargs.pop('keyed_dropout', False)
         super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
@@ -143,7 +146,8 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             return super(PromptMultiHeadAttention, self).compute_mask(inputs, mask)
         return [None, None] if self.return_attention_scores else None
 
-    def attend(self, q, k, v, inputs, mask, a_bias=None, p_bias=None, first_only=False, **kwargs):
+    def attend(self, q, k, v, inputs, mask, a_bias=None, p_bias=None, prompts=False,
+               first_only=False, **kwargs):
         """softmax([q kp, q k] / sqrt(d)) [vp, v].
 
         q, k, v: (batch, heads, length, size); with `first_only` one query, at position 0. inputs:
@@ -151,10 +155,11 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         Returns the result, like q, and the scores among the sequence's own tokens,
         (batch, heads, length, length).
         """
-        inputs, prompts = list(inputs), []
-        if self.prompt_size:
+        inputs, prompt_size = list(inputs), 0
+        if prompts:
             inputs, prompts = inputs[:-2], [
                 tf.transpose(prompt, [0, 2, 1, 3]) for prompt in inputs[-2:]]
+            prompt_size = tf.shape(prompts[0])[2]
         a_bias = inputs.pop(0) if a_bias else None
         positions = inputs.pop(0) if p_bias else None
         if first_only:
@@ -178,19 +183,19 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if prompts:
             masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
         weights = attention_normalize(masked, None, -1, self.normalization)
-        weights = dropout(weights, self.attention_dropout, self.name if self.keyed_dropout else None)
-        own = weights[..., self.prompt_size:] if prompts else weights
+        weights, factor = dropout(weights, self.attention_dropout,
+                                  self.name if self.keyed_dropout else None)
+        own = weights[..., prompt_size:] if prompts else weights
         output = tf.matmul(own, v)
         if prompts:
-            output = output + tf.matmul(weights[..., :self.prompt_size], prompts[1])
+            output = output + tf.matmul(weights[..., :prompt_size], prompts[1])
         if p_bias == 'typical_relative':
             output = output + tf.einsum('bhjk,jkd->bhjd', own, positions)
-        return output, scores
+        return output * factor, scores
 
     def get_config(self):
         config = super(PromptMultiHeadAttention, self).get_config()
-        config.update(prompt_size=self.prompt_size, packed=self.packed,
-                      keyed_dropout=self.keyed_dropout)
+        config.update(packed=self.packed, keyed_dropout=self.keyed_dropout)
         return config
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from bert4keras.backend import K
 
+import loop
 import snippets
 import train
 from data import write_text
@@ -65,11 +66,12 @@ def write_base_config(folder, flags):
 
 def build_path(task, flags, config_path, padded):
     settings = argparse.Namespace(backbone=flags.backbone, prompt_size=flags.prompt_size,
-                                  ffn_prompt_size=flags.ffn_prompt_size, padded=padded)
+                                  ffn_prompt_size=flags.ffn_prompt_size,
+                                  layers_to_transform=None, padded=padded)
     model, _ = train.build_model(task, settings, {'config_path': config_path, 'checkpoint_path': None},
                                  task.tokenizer.keep_tokens)
     optimizer = snippets.get_optimizer(task.learning_rate, 0, 1000)
-    return Path(train.train_function(model, task, optimizer), train.predict_function(model))
+    return Path(loop.train_function(model, task, optimizer), loop.predict_function(model))
 
 
 def timed(function, *args):
@@ -147,7 +149,7 @@ def load_samples(task, data_path, limit):
 def typical_batches(task, encoded, count):
     """`count` batches of a shuffled epoch, at even steps from those with least to most padding."""
     order = np.random.RandomState(0).permutation(len(encoded))
-    batches = [batch for batch in train.batches(encoded, task.batch_size, order)
+    batches = [batch for batch in loop.batches(encoded, task.batch_size, order)
                if len(batch) == task.batch_size]
 
     def padding(batch):
@@ -179,9 +181,9 @@ def measure_task(task, flags, config_path, speed):
         """As the program does it: by length and tokens; the padded path in order and by rows."""
         if name == 'default':
             lists = [[to_predict[i] for i in places]
-                     for places in train.token_batches(to_predict, 8192)]
+                     for places in loop.token_batches(to_predict, 8192)]
         else:
-            lists = train.batches(to_predict, task.batch_size)
+            lists = loop.batches(to_predict, task.batch_size)
         for batch in lists:
             paths[name].predict(task.collate(batch)[0])
 
@@ -233,7 +235,7 @@ def measure_input(task, flags):
     encoded = []
     seconds['tokenize'] = timed(lambda: encoded.extend(map(task.encode, samples)))
     seconds['batch'] = timed(lambda: [
-        task.collate(batch) for batch in train.batches(encoded, task.batch_size)])
+        task.collate(batch) for batch in loop.batches(encoded, task.batch_size)])
     return {'task': task.name, 'samples': len(samples), 'seconds': seconds,
             'samples_per_second': len(samples) / (seconds['tokenize'] + seconds['batch'])}
 

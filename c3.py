@@ -18,17 +18,22 @@ class C3(MultipleChoice):
     maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 512, 4, 4, 50, 1e-4
     rows_per_sample = 4
 
-    def read(self, path, labelled):
+    def read_records(self, path):
         """A file is a list of [turns, questions, id]."""
         dialogues = read_json(path)
         if not isinstance(dialogues, list):
             raise UserError('%s: expected a list of [turns, questions, id]' % path)
+        return [self.record(dialogue, '%s: dialogue %d' % (path, number))
+                for number, dialogue in enumerate(dialogues)]
+
+    def record(self, value, where):
+        if not isinstance(value, list) or len(value) < 2:
+            raise UserError('%s: expected [turns, questions, id]' % where)
+        return Record({'turns': value[0], 'questions': value[1]}, where)
+
+    def parse(self, records, labelled):
         samples = []
-        for number, dialogue in enumerate(dialogues):
-            where = '%s: dialogue %d' % (path, number)
-            if not isinstance(dialogue, list) or len(dialogue) < 2:
-                raise UserError('%s: expected [turns, questions, id]' % where)
-            dialogue = Record({'turns': dialogue[0], 'questions': dialogue[1]}, where)
+        for dialogue in records:
             passage = '||'.join(dialogue.get_list('turns', str))
             for record in dialogue.get_records('questions'):
                 choices = record.get_list('choice', str)
@@ -36,7 +41,7 @@ class C3(MultipleChoice):
                 if len(choices) < 2 or labelled and len(choices) > self.rows_per_sample:
                     raise record.error('choice', 'two to four choices')
                 label = record.get_choice('answer', choices) if labelled else None
-                samples.append(self.Sample(None if labelled else record.get_id(), passage,
+                samples.append(self.Sample(None if labelled else self.get_id(record), passage,
                                            record.get_text('question'), choices, label))
         return samples
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from data import Record, read_json, read_json_lines
+from data import Record, read_json
 from tasks import Encoded, MultipleChoice
 from train import main
 
@@ -25,12 +25,15 @@ class CHID(MultipleChoice):
     rows_per_sample = 10
 
     def read(self, path, labelled):
-        answers = {}
-        if labelled:
-            answer_path = os.path.splitext(path)[0] + '_answer.json'
-            answers = Record(read_json(answer_path), answer_path)
+        if not labelled:
+            return self.parse(self.read_records(path), False)
+        answer_path = os.path.splitext(path)[0] + '_answer.json'
+        answers = Record(read_json(answer_path), answer_path)
+        return self.parse(self.read_records(path), True, answers)
+
+    def parse(self, records, labelled, answers=None):
         samples = []
-        for line, record in enumerate(read_json_lines(path)):
+        for line, record in enumerate(records):
             candidates = record.get_list('candidates', str)
             if len(candidates) != self.rows_per_sample or not all(map(str.strip, candidates)):
                 raise record.error('candidates', '%d idioms' % self.rows_per_sample)
@@ -73,6 +76,9 @@ class CHID(MultipleChoice):
             ids += ([self.tokenizer._token_mask_id] if part == MASK
                     else self.tokenizer.ids(part)[1:-1])
         return ids
+
+    def choices(self, sample):
+        return sample.tag, sample.candidates
 
     def choose(self, samples, results):
         """The best assignment of idioms to the blanks of a line: an idiom is used once."""

@@ -1,5 +1,4 @@
 """CLUENER: names of ten types in a text."""
-from data import read_json_lines
 from tasks import EntityRecognition
 from train import main
 
@@ -11,10 +10,10 @@ class CLUENER(EntityRecognition):
     test_files = {'test.json': 'cluener_predict.json'}
     maxlen, batch_size, epochs, learning_rate = 256, 32, 30, 1e-4
 
-    def read(self, path, labelled):
-        return [self.Text(None if labelled else record.get_id(), record.get_text('text'),
+    def parse(self, records, labelled):
+        return [self.Text(None if labelled else self.get_id(record), record.get_text('text'),
                           self.entities(record) if labelled else None)
-                for record in read_json_lines(path)]
+                for record in records]
 
     def entities(self, record):
         """{(type, start, end)} of a label {type: {name: [[start, end], ...]}}, end included."""

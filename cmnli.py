@@ -1,5 +1,4 @@
 """CMNLI: does a sentence follow from another, contradict it, or neither?"""
-from data import read_json_lines
 from tasks import Classification
 from train import main
 
@@ -10,13 +9,13 @@ class CMNLI(Classification):
     test_files = {'test.json': 'cmnli_predict.json'}
     maxlen, batch_size, epochs, learning_rate = 128, 32, 30, 1e-4
 
-    def read(self, path, labelled):
+    def parse(self, records, labelled):
         """Lines labelled '-', on which the annotators did not agree, are left out."""
         return [self.Text(
-            id=None if labelled else record.get_id(),
+            id=None if labelled else self.get_id(record),
             first=record.get_text('sentence1'), second=record.get_text('sentence2'),
             label=record.get_choice('label', self.labels) if labelled else None)
-            for record in read_json_lines(path) if not labelled or record.get('label') != '-']
+            for record in records if not labelled or record.get('label') != '-']
 
 
 if __name__ == '__main__':

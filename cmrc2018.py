@@ -29,33 +29,44 @@ class CMRC2018(ReadingComprehension):
                   'test.json': 'cmrc2018_predict.json'}
     maxlen, batch_size, grad_accum_steps, epochs, learning_rate = 512, 16, 2, 20, 2e-4
     metric = 'exact_match'
+    moved = absent = 0  # answers of the file last read that are elsewhere, or nowhere
+
+    def read_records(self, path):
+        """The paragraphs of a file in SQuAD's layout."""
+        return [paragraph for article in Record(read_json(path), path).get_records('data')
+                for paragraph in article.get_records('paragraphs')]
 
     def read(self, path, labelled):
+        self.moved = self.absent = 0
+        windows = super(CMRC2018, self).read(path, labelled)
+        if self.moved or self.absent:
+            print('%s: %d answers are not where answer_start says: taken from the nearest place '
+                  'that has them; %d are in no place: only scored against'
+                  % (path, self.moved, self.absent))
+        return windows
+
+    def parse(self, records, labelled):
         """The windows of a passage for every answer listed that is in it, or once without labels.
 
         An answer that is in no place (answer_start -1) is scored against, but says nothing about
         where to look: its windows would be labelled as without an answer.
         """
-        windows, moved, absent = [], 0, 0
-        for article in Record(read_json(path), path).get_records('data'):
-            for paragraph in article.get_records('paragraphs'):
-                passage = Passage(paragraph.get_text('context'))
-                for record in paragraph.get_records('qas'):
-                    listed = record.get_records('answers') if labelled else []
-                    found = [passage.find(answer) for answer in listed]
-                    moved += sum(place is not None
-                                 and passage.places[place[0]] != answer['answer_start']
-                                 for place, answer in zip(found, listed))
-                    absent += found.count(None)
-                    found = [place for place in found if place]
-                    question = Question(
-                        record.get_id(), passage, tuple(answer['text'] for answer in listed),
-                        tuple((start, start + len(text)) for start, text in found))
-                    for answer in found or [self.NO_ANSWER if labelled else None]:
-                        windows.extend(self.windows(record, question, answer))
-        if moved or absent:
-            print('%s: %d answers are not where answer_start says: taken from the nearest place '
-                  'that has them; %d are in no place: only scored against' % (path, moved, absent))
+        windows = []
+        for paragraph in records:
+            passage = Passage(paragraph.get_text('context'))
+            for record in paragraph.get_records('qas'):
+                listed = record.get_records('answers') if labelled else []
+                found = [passage.find(answer) for answer in listed]
+                self.moved += sum(place is not None
+                                  and passage.places[place[0]] != answer['answer_start']
+                                  for place, answer in zip(found, listed))
+                self.absent += found.count(None)
+                found = [place for place in found if place]
+                question = Question(
+                    self.get_id(record), passage, tuple(answer['text'] for answer in listed),
+                    tuple((start, start + len(text)) for start, text in found))
+                for answer in found or [self.NO_ANSWER if labelled else None]:
+                    windows.extend(self.windows(record, question, answer))
         return windows
 
     def windows(self, record, question, answer):
@@ -106,6 +117,14 @@ class CMRC2018(ReadingComprehension):
 
     def submission(self, samples, results):
         return json.dumps(self.spans(samples, results), ensure_ascii=False, indent=4)
+
+    def predictions(self, samples, results):
+        """{id, answer, probability}: that of the span among all in the window it is from."""
+        best = self.best_windows(samples, results)
+        return [collections.OrderedDict(
+            id=question.id, answer=question.passage.original(start, end),
+            probability=float(np.exp(score)))
+            for question, (score, start, end) in best.items()]
 
 
 class Passage(object):

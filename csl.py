@@ -1,5 +1,4 @@
 """CSL: are these the keywords of this abstract?"""
-from data import read_json_lines
 from tasks import Classification
 from train import main
 
@@ -10,12 +9,12 @@ class CSL(Classification):
     test_files = {'test.json': 'csl_predict.json'}
     maxlen, batch_size, epochs, learning_rate = 128, 32, 30, 8e-5
 
-    def read(self, path, labelled):
+    def parse(self, records, labelled):
         return [self.Text(
-            id=None if labelled else record.get_id(),
+            id=None if labelled else self.get_id(record),
             first='；'.join(record.get_list('keyword', str)), second=record.get_text('abst'),
             label=record.get_choice('label', self.labels) if labelled else None)
-            for record in read_json_lines(path)]
+            for record in records]
 
 
 if __name__ == '__main__':

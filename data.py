@@ -1,5 +1,7 @@
 """Files in and out: records that know their place, padded batches, no half-written files."""
 import contextlib
+import errno
+import glob
 import hashlib
 import io
 import json
@@ -80,8 +82,9 @@ def shorten(value, limit=40):
 
 
 def read_text(path):
+    """The text of a file in UTF-8; of standard input if `path` is '-'. Raises UserError."""
     try:
-        with io.open(path, encoding='utf-8-sig') as reader:
+        with io.open(0 if path == '-' else path, encoding='utf-8-sig', closefd=path != '-') as reader:
             text = reader.read()
     except OSError as error:
         raise UserError('%s: %s' % (path, error.strerror))
@@ -126,10 +129,21 @@ def read_json_lines(path):
     return records
 
 
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A temporary path beside `path`, which takes its place if all goes well."""
     temporary = '%s.%d.tmp' % (path, os.getpid())
+    for left in glob.glob(glob.escape(path) + '.*.tmp'):  # of processes that were killed
+        if left.split('.')[-2].isdigit() and not is_running(int(left.split('.')[-2])):
+            os.remove(left)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         yield temporary

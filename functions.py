@@ -56,29 +56,49 @@ def dropout_key():
     return _keys['key']
 
 
-def dropout(x, rate, name=None, training=None):
-    """x, and in training each value 0 at `rate` and otherwise divided by 1 - rate.
+def keep_mask(shape, rate, name, dtype):
+    """1 where a value stays, 0 at `rate` (to 1/65536), drawn from `dropout_key()` and `name`."""
+    key = dropout_key() + np.array([zlib.crc32(name.encode()) >> 1, 0], 'int32')
+    size = tf.reduce_prod(shape)
+    # Two values of 16 bits from each of 32: random numbers are what costs here.
+    bits = tf.random.stateless_uniform([(size + 1) // 2], key, -2**31, 2**31 - 1, 'int32')
+    bits = tf.reshape(tf.bitcast(bits, 'int16'), [-1])[:size]
+    keep = tf.reshape(bits, shape) >= tf.constant(int(round(rate * 65536)) - 32768, 'int16')
+    return tf.cast(keep, dtype)
 
-    With a name, which tells layers apart, which ones is a function of it and of `dropout_key()`
-    alone; without, TensorFlow draws them.
+
+def dropout(x, rate, name=None, training=None):
+    """(values, factor): in training x with values set to 0 at `rate`, and 1 / (1 - rate).
+
+    They are to be multiplied, wherever that is cheapest; without training they are x and 1. With a
+    name, which tells layers apart, the values are a function of it and of `dropout_key()` alone;
+    without, TensorFlow draws them.
     """
     if not rate:
-        return x
+        return x, 1.0
+    if name is None:
+        return K.in_train_phase(lambda: K.dropout(x, rate), x, training), 1.0
 
-    def dropped():
-        if name is None:
-            return K.dropout(x, rate)
-        key = dropout_key() + np.array([zlib.crc32(name.encode()) >> 1, 0], 'int32')
-        random = tf.random.stateless_uniform(tf.shape(x), key, dtype=x.dtype)
-        return x * (tf.cast(random >= rate, x.dtype) * (1 / (1 - rate)))
-    return K.in_train_phase(dropped, x, training)
+    # Its own gradient: TensorFlow's would fill a tensor with zeros for the branch not taken.
+    @tf.custom_gradient
+    def drop(x, keep):
+        return K.in_train_phase(lambda: x * keep, x, training), lambda dy: (dy * keep, None)
+    y = drop(x, K.in_train_phase(lambda: keep_mask(tf.shape(x), rate, name, x.dtype),
+                                 lambda: tf.constant(1, x.dtype), training))
+    y.set_shape(x.shape)
+    if not compat.TF2:
+        y._uses_learning_phase = True
+    factor = K.in_train_phase(lambda: tf.constant(1 / (1 - rate), x.dtype),
+                              lambda: tf.constant(1, x.dtype), training)
+    return y, factor
 
 
 class KeyedDropout(keras.layers.Dropout):
     """Keras's Dropout, drawn from `dropout_key`."""
 
     def call(self, inputs, training=None):
-        return dropout(inputs, self.rate, self.name, training)
+        values, factor = dropout(inputs, self.rate, self.name, training)
+        return values * factor
 
 
 @tf.custom_gradient

@@ -15,16 +15,14 @@ A padded batch (batch, length) holds padding for up to half of its places. With 
 layers between embedding and head see the true tokens alone, (tokens, hidden); only the attention
 scores unfold to (batch, length). The numbers are the same (packing.py).
 """
-import json
-
 import compat  # noqa: F401  (before bert4keras)
 import bert4keras.models
-import tensorflow as tf
 from bert4keras.backend import K, gelu_erf, keras
 from bert4keras.layers import FeedForward, LayerNormalization, MultiHeadAttention
 from bert4keras.layers import RelativePositionEmbedding, SinusoidalPositionEmbedding
 from bert4keras.models import BERT, NEZHA, RoFormer
 
+import checkpoints
 from attention import PromptEmbedding, PromptMultiHeadAttention
 from errors import UserError
 from functions import FastLayerNormalization, KeyedDropout, PromptInitializer, exact_gelu
@@ -36,13 +34,14 @@ class PromptTuning(object):
 
     prompt_size: trainable key/value pairs in each attention (P-Tuning V2); 0 for none.
     ffn_prompt_size: trainable hidden units in each feed-forward network (FL-Tuning); 0 for none.
+    layers_to_transform: indices of the layers that get them, from 0; None for all.
     prompt_dropout: dropout of the keys and values in training.
     keyed_dropout: draw all dropout from `functions.dropout_key`, which must then be set before each
         step; by itself it stays as it is.
     packed: compute on true tokens only; the output is unfolded, 0 where there is padding.
     first_only: with `packed`, the last layer computes position 0 alone, the output is
         (batch, 1, hidden).
-    Raises ValueError if a size is negative.
+    Raises ValueError if a size is negative or a layer is not there.
 
     >>> class PromptALBERT(PromptTuning, bert4keras.models.ALBERT): pass
     >>> albert = PromptALBERT(ffn_prompt_size=4, vocab_size=9, max_position=8, hidden_size=4,
@@ -67,7 +66,14 @@ class PromptTuning(object):
         self.packing = None  # the outputs of `Packing`, once the trunk has begun
         self.in_last_layer = False
         self.prompt_layers = []
+        chosen = kwargs.pop('layers_to_transform', None)
         super(PromptTuning, self).__init__(*args, **kwargs)
+        layers = list(range(self.num_hidden_layers))
+        self.layers_to_transform = layers if chosen is None else sorted(set(chosen))
+        if not set(self.layers_to_transform) <= set(layers):
+            raise ValueError('layers_to_transform: expected layers of 0 to %d, got %s'
+                             % (len(layers) - 1, self.layers_to_transform))
+        self.has_prompts = False  # the layer that is being built
 
     def apply(self, inputs=None, layer=None, arguments=None, **kwargs):
         if layer is keras.layers.Dropout and self.dropout_rate and self.keyed_dropout:
@@ -85,7 +91,7 @@ class PromptTuning(object):
             return super(PromptTuning, self).apply(inputs, layer, arguments, **kwargs)
         if layer is MultiHeadAttention:
             return self.apply_attention(inputs, arguments, **kwargs)
-        if layer is FeedForward and self.ffn_prompt_size:
+        if layer is FeedForward and self.ffn_prompt_size and self.has_prompts:
             return self.apply_feed_forward(inputs, **kwargs)
         if self.packing:
             if isinstance(layer, type) and issubclass(
@@ -113,6 +119,7 @@ class PromptTuning(object):
 
     def apply_main_layers(self, inputs, index):
         self.in_last_layer = index == self.num_hidden_layers - 1
+        self.has_prompts = index in self.layers_to_transform
         return super(PromptTuning, self).apply_main_layers(inputs, index)
 
     def apply_final_layers(self, inputs):
@@ -142,9 +149,11 @@ class PromptTuning(object):
 
     def apply_attention(self, inputs, arguments, **kwargs):
         """Attention with `prompt_size` trainable keys and values before the sequence's own."""
+        arguments = dict(arguments or {})
         if self.residual_attention_scores:
             kwargs['return_attention_scores'] = True
-        if self.prompt_size:
+        if self.prompt_size and self.has_prompts:
+            arguments['prompts'] = True
             heads, head_size = kwargs['heads'], kwargs['head_size']
             inputs = list(inputs)
             for part, size in [('Key', kwargs.get('key_size') or head_size), ('Value', head_size)]:
@@ -155,12 +164,11 @@ class PromptTuning(object):
                     name='%s-%s-PromptEmbedding' % (kwargs['name'], part)))
         if self.packing:
             inputs = list(inputs) + self.packing
-            arguments = dict(arguments or {})
             if self.in_last_layer and self.first_only:
                 arguments['first_only'] = True
         return super(PromptTuning, self).apply(
-            inputs, PromptMultiHeadAttention, arguments, prompt_size=self.prompt_size,
-            packed=bool(self.packing), keyed_dropout=self.keyed_dropout, **kwargs)
+            inputs, PromptMultiHeadAttention, arguments, packed=bool(self.packing),
+            keyed_dropout=self.keyed_dropout, **kwargs)
 
     def freeze(self):
         """Leave only the prompts trainable. Call it after the checkpoint is loaded."""
@@ -173,12 +181,9 @@ class PromptTuning(object):
         mapping = mapping or self.variable_mapping()
         variables = checkpoint
         if not isinstance(checkpoint, dict):
-            reader = tf.train.load_checkpoint(checkpoint)
-            variables = {}
-            for layer, names in mapping.items():
-                if self.prefixed(layer) in self.layers:
-                    variables.update((name, reader.get_tensor(name)) for name in names
-                                     if reader.has_tensor(name))
+            variables = checkpoints.read_variables(checkpoint, {
+                name for layer, names in mapping.items() if self.prefixed(layer) in self.layers
+                for name in names})
         for layer, names in mapping.items():
             layer = self.layers.get(self.prefixed(layer))
             for weight, name in zip(layer.trainable_weights if layer else [], names):
@@ -214,12 +219,10 @@ BACKBONES = {model.backbone: model
 
 
 def detect_backbone(config_path, checkpoint_path):
-    """'roberta', 'nezha' or 'roformer', read off the config and the checkpoint's variables."""
-    with open(config_path) as reader:
-        if json.load(reader).get('use_relative_position'):
-            return 'nezha'
-    names = [name for name, _ in tf.train.list_variables(checkpoint_path)]
-    if any(name.endswith('embeddings/position_embeddings') for name in names):
+    """'roberta', 'nezha' or 'roformer', read off the config and the names of the variables."""
+    if checkpoints.read_config(config_path).get('use_relative_position'):
+        return 'nezha'
+    if 'bert/embeddings/position_embeddings' in checkpoints.list_variables(checkpoint_path):
         return 'roberta'
     return 'roformer'
 
@@ -230,14 +233,21 @@ def build_transformer_model(config_path=None, checkpoint_path=None, model='bert'
 
     backbone: 'auto' (read off the checkpoint), 'roberta', 'nezha' or 'roformer'; concerns only
     `model=PtuningV2AddFNNPtuning`, which takes `prompt_size`, `ffn_prompt_size` and
-    `prompt_dropout` besides bert4keras's own arguments.
+    `prompt_dropout` besides bert4keras's own arguments, and whose paths may name a Hugging Face
+    folder or files of one.
     Raises UserError if the checkpoint does not fit the config.
     """
     if model is PtuningV2AddFNNPtuning:
+        paths = checkpoints.find_files(config_path or '', checkpoint_path or '')
+        if checkpoint_path:
+            checkpoint_path = paths['checkpoint_path']
         if backbone == 'auto':
             backbone = 'roberta'
             if config_path and checkpoint_path:
-                backbone = detect_backbone(config_path, checkpoint_path)
+                backbone = detect_backbone(paths['config_path'], checkpoint_path)
+        if config_path:  # as arguments, since Hugging Face's says things otherwise
+            kwargs = dict(checkpoints.read_config(paths['config_path']), **kwargs)
+            config_path = None
         if backbone not in BACKBONES:
             raise UserError('backbone: expected auto, %s, got %s'
                             % (', '.join(sorted(BACKBONES)), backbone))

@@ -39,6 +39,11 @@ class PromptAdam(keras.optimizers.Optimizer):
     def slots(self):
         return ['m', 'v'] + (['gradient_sum'] if self.grad_accum_steps > 1 else [])
 
+    def named_slots(self, names):
+        """[(name, variable)] of the step counter and of the slots of the weights with these names."""
+        labels = ['iterations'] + ['%s/%s' % (name, slot) for name in names for slot in self.slots()]
+        return list(zip(labels, self.weights))
+
     def new_values(self, grad, var, slots, iteration, learning_rate):
         """Values of `var` and its slots after this batch, as tensors; all read `iteration`."""
         updates = iteration // self.grad_accum_steps

@@ -1,6 +1,7 @@
 """The settings you edit, and what every task loads from them: tokenizer, backbone, optimizer."""
 
-# The backbone: a folder in Google's layout, as the RoBERTa, NEZHA and RoFormer releases have it.
+# The backbone: files in Google's layout, as the RoBERTa, NEZHA and RoFormer releases have it, or a
+# Hugging Face folder: its name as config_path, and the other two left empty.
 backbone = 'auto'  # auto (read off the checkpoint), roberta, nezha or roformer
 config_path = ''  # e.g. '/models/chinese_roberta_wwm_ext_L-12_H-768_A-12/bert_config.json'
 checkpoint_path = ''  # e.g. '/models/chinese_roberta_wwm_ext_L-12_H-768_A-12/bert_model.ckpt'
@@ -9,6 +10,7 @@ dict_path = ''  # e.g. '/models/chinese_roberta_wwm_ext_L-12_H-768_A-12/vocab.tx
 # What is trained besides the task's head.
 prompt_size = 0  # P-Tuning V2: trainable keys and values in every attention
 ffn_prompt_size = 160  # FL-Tuning: trainable hidden units in every feed-forward network
+layers_to_transform = ''  # the layers that get either, from 0, e.g. '0-5,11'; '' for all
 prompt_dropout = 0.1  # dropout of the keys and values in training
 
 data_path = 'clue_dataset'  # a folder with a folder for each task; this, beside this file
@@ -16,14 +18,13 @@ output_dir = ''  # where weights/ and results/ go; '' for the current folder
 seed = 42  # one seed, one result
 
 # ---------------------------------------------------------------------------- end of the settings
-import json
 import os
 
 import compat  # noqa: F401  (before bert4keras)
-import tensorflow as tf
 from bert4keras.backend import keras
 from bert4keras.tokenizers import load_vocab
 
+import checkpoints
 from errors import UserError
 from models import PtuningV2AddFNNPtuning, build_transformer_model
 from optimizer import PromptAdam
@@ -65,10 +66,10 @@ def check_file(path, setting, suffix=''):
 def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
     """Raises UserError if config, checkpoint and vocabulary do not belong together."""
     check_file(config_path, 'config_path')
-    check_file(checkpoint_path, 'checkpoint_path', '.index')
+    check_file(checkpoint_path, 'checkpoint_path',
+               '' if checkpoints.is_huggingface(checkpoint_path) else '.index')
+    config = checkpoints.read_config(config_path)
     try:
-        with open(config_path, encoding='utf-8') as reader:
-            config = json.load(reader)
         sizes = {name: int(config[name]) for name in (
             'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
             'intermediate_size')}
@@ -81,10 +82,7 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
     if vocab != sizes['vocab_size']:
         raise UserError('%s: %d tokens, but %s says vocab_size %d: expected the vocabulary of '
                         'this checkpoint' % (dict_path, vocab, config_path, sizes['vocab_size']))
-    try:
-        variables = dict(tf.train.list_variables(checkpoint_path))
-    except tf.errors.OpError as error:
-        raise UserError('%s: expected a TensorFlow checkpoint: %s' % (checkpoint_path, error))
+    variables = checkpoints.list_variables(checkpoint_path)
     rows = variables.get('bert/embeddings/word_embeddings', [vocab])[0]
     if rows != vocab:
         raise UserError('%s: %d tokens, but the checkpoint %s embeds %d'
@@ -95,22 +93,14 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
                         % (maxlen, checkpoint_path, positions[0]))
 
 
-def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto',
-                  prompt_size=0, ffn_prompt_size=0, prompt_dropout=0.1, packed=True,
-                  first_only=False, keyed_dropout=False):
+def load_backbone(config_path, checkpoint_path, keep_tokens=None, backbone='auto', **options):
     """The backbone with its prompts, everything else frozen: a bert4keras Transformer.
 
-    packed: compute on true tokens only; first_only: the output is that of position 0 alone;
-    keyed_dropout: see `PromptTuning`.
+    options: of `PromptTuning` and of bert4keras's Transformer.
     """
-    try:
-        transformer = build_transformer_model(
-            config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
-            prompt_size=prompt_size, ffn_prompt_size=ffn_prompt_size,
-            prompt_dropout=prompt_dropout, packed=packed, first_only=first_only,
-            keyed_dropout=keyed_dropout, keep_tokens=keep_tokens, return_keras_model=False)
-    except (tf.errors.OpError, IndexError) as error:  # IndexError: a short file, in TensorFlow 2
-        raise UserError('%s: the checkpoint cannot be read: %s' % (checkpoint_path, error))
+    transformer = build_transformer_model(
+        config_path, checkpoint_path, model=PtuningV2AddFNNPtuning, backbone=backbone,
+        keep_tokens=keep_tokens, return_keras_model=False, **options)
     transformer.freeze()
     return transformer
 

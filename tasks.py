@@ -5,6 +5,7 @@ sets its hyperparameters. Arrays: a batch of token ids is (rows, length), where 
 (or one for each choice); segment ids are 0 everywhere, as in the original.
 """
 import collections
+import math
 import os
 
 import compat  # noqa: F401  (before bert4keras)
@@ -14,7 +15,7 @@ from bert4keras.backend import K, keras, multilabel_categorical_crossentropy
 from bert4keras.layers import GlobalPointer
 from sklearn.metrics import f1_score
 
-from data import json_line, pad
+from data import Record, json_line, pad, read_json_lines
 from errors import UserError
 from functions import PromptInitializer
 from tokenizer import cut
@@ -30,6 +31,7 @@ class Task(object):
     metric: the score CLUE reports, by which the best epoch is chosen.
     rows_per_sample: rows of token ids that belong to one sample.
     first_only: the head reads the vector of [CLS] alone.
+    default_ids: an iterator of ids for records without; None, they must have one.
     """
 
     name = None
@@ -39,6 +41,7 @@ class Task(object):
     rows_per_sample = 1
     first_only = True
     label_ndim, label_dtype = 2, 'int32'
+    default_ids = None
 
     def __init__(self, tokenizer, maxlen=None):
         self.tokenizer = tokenizer
@@ -46,8 +49,8 @@ class Task(object):
 
     # For the task script to write.
 
-    def read(self, path, labelled):
-        """The samples of one file. Raises UserError naming file, line and field."""
+    def parse(self, records, labelled):
+        """The samples of some `Record`s. Raises UserError naming file, line and field."""
         raise NotImplementedError
 
     def encode(self, sample):
@@ -76,7 +79,27 @@ class Task(object):
         """The text of a result file in CLUE's format."""
         raise NotImplementedError
 
+    def predictions(self, samples, results):
+        """What a user wants to know of each sample: JSON-able dicts with ids and probabilities."""
+        raise NotImplementedError
+
     # Shared.
+
+    def read(self, path, labelled):
+        """The samples of one file."""
+        return self.parse(self.read_records(path), labelled)
+
+    def read_records(self, path):
+        """The records of a file: one JSON object a line, unless a task has another format."""
+        return read_json_lines(path)
+
+    def record(self, value, where):
+        """One value of such a file as `Record`; `where` is how errors call it."""
+        return Record(value, where)
+
+    def get_id(self, record):
+        """A record's id; where it may be left out, the next of `default_ids`."""
+        return record.get_id(default=next(self.default_ids) if self.default_ids else None)
 
     def find_train_files(self, folder):
         return self.train_files
@@ -159,12 +182,25 @@ class Classification(Task):
         return ''.join(json_line(id=str(s.id), label=self.labels[r.argmax()])
                        for s, r in zip(samples, results))
 
+    def predictions(self, samples, results):
+        """{id, label, probabilities: {label: probability}}"""
+        return [collections.OrderedDict(
+            id=s.id, label=self.labels[r.argmax()],
+            probabilities=collections.OrderedDict(zip(self.labels, map(float, r))))
+            for s, r in zip(samples, results)]
+
     def errors(self, samples, results):
         for sample, result in zip(samples, results):
             best = result.argmax()
             if best != sample.label:
                 text = sample.first if sample.second is None else sample.first + ' | ' + sample.second
                 yield text, self.labels[sample.label], self.labels[best], float(result[best])
+
+
+def softmax(scores):
+    """Probabilities, in float64: (choices,) -> (choices,)."""
+    weights = np.exp(scores.astype('float64') - scores.max())
+    return weights / weights.sum()
 
 
 class MultipleChoice(Task):
@@ -196,6 +232,20 @@ class MultipleChoice(Task):
         return ''.join(json_line(id=str(s.id), label=str(choice))
                        for s, choice in zip(samples, self.choose(samples, results)))
 
+    def choices(self, sample):
+        """(id, texts of the choices) of a sample."""
+        return sample.id, sample.choices
+
+    def predictions(self, samples, results):
+        """{id, label, choice, probabilities}: the chosen one's index and text, one each choice."""
+        predictions = []
+        for sample, scores, label in zip(samples, results, self.choose(samples, results)):
+            sample_id, choices = self.choices(sample)
+            predictions.append(collections.OrderedDict(
+                id=sample_id, label=label, choice=choices[label],
+                probabilities=softmax(scores[:len(choices)]).tolist()))
+        return predictions
+
 
 class SpanScores(GlobalPointer):
     """bert4keras's GlobalPointer with its mask as an input.
@@ -222,7 +272,8 @@ class EntityRecognition(Task):
     """Entities of some types, anywhere in a text: every (type, start, end) has a score.
 
     Samples: `Text`, with `entities` a set of (type, start, end) in characters, the end included;
-    results: such sets. labels: the types, in the order of the output.
+    results: dicts of such, with the probability that the score stands for, sigmoid(score).
+    labels: the types, in the order of the output.
     """
 
     Text = collections.namedtuple('Text', 'id text entities')
@@ -237,7 +288,7 @@ class EntityRecognition(Task):
         return self.tokenizer.tokens_to_ids(tokens), self.tokenizer.rematch(text, tokens)
 
     def encode(self, sample):
-        """The label is a list of (type, start token, end token); spans off token borders are left out."""
+        """The label is a list of (type, start token, end token), without spans off token borders."""
         token_ids, mapping = self.align(sample.text)
         starts = {chars[0]: i for i, chars in enumerate(mapping) if chars}
         ends = {chars[-1]: i for i, chars in enumerate(mapping) if chars}
@@ -270,17 +321,18 @@ class EntityRecognition(Task):
         results = []
         for scores, encoded in zip(outputs, batch):
             mapping = encoded.label[1]
-            spans = set()
+            spans = {}
             for kind, start, end in zip(*np.where(scores > 0)):
                 # Neither [CLS], [SEP] nor padding stands for characters.
                 if max(start, end) < len(mapping) and mapping[start] and mapping[end]:
-                    spans.add((self.labels[kind], mapping[start][0], mapping[end][-1]))
+                    span = self.labels[kind], mapping[start][0], mapping[end][-1]
+                    spans[span] = 1 / (1 + math.exp(-scores[kind, start, end]))
             results.append(spans)
         return results
 
     def score(self, samples, results):
         """Micro F1 over (type, start, end)."""
-        right = sum(len(s.entities & found) for s, found in zip(samples, results))
+        right = sum(len(s.entities & set(found)) for s, found in zip(samples, results))
         found = sum(map(len, results))
         gold = sum(len(s.entities) for s in samples)
         return collections.OrderedDict([
@@ -288,14 +340,27 @@ class EntityRecognition(Task):
             ('precision', float(right) / max(found, 1)), ('recall', float(right) / max(gold, 1))])
 
     def submission(self, samples, results):
-        lines = []
+        return ''.join(json_line(id=s.id, text=s.text, label=self.spans(s, found))
+                       for s, found in zip(samples, results))
+
+    def spans(self, sample, found):
+        """CLUE's {type: {name: [[start, end], ...]}}."""
+        label = {}
+        for kind, start, end in sorted(found):
+            spans = label.setdefault(kind, {}).setdefault(sample.text[start:end + 1], [])
+            spans.append([int(start), int(end)])
+        return label
+
+    def predictions(self, samples, results):
+        """{id, text, label, probabilities}, both {type: {name: [one for each place]}}."""
+        predictions = []
         for sample, found in zip(samples, results):
-            label = {}
-            for kind, start, end in sorted(found):
-                spans = label.setdefault(kind, {}).setdefault(sample.text[start:end + 1], [])
-                spans.append([int(start), int(end)])
-            lines.append(json_line(id=sample.id, text=sample.text, label=label))
-        return ''.join(lines)
+            label = self.spans(sample, found)
+            predictions.append(collections.OrderedDict(
+                id=sample.id, text=sample.text, label=label, probabilities={
+                    kind: {name: [found[kind, start, end] for start, end in places]
+                           for name, places in names.items()} for kind, names in label.items()}))
+        return predictions
 
 
 class ReadingComprehension(Task):
@@ -342,10 +407,6 @@ class ReadingComprehension(Task):
         labels = np.array([encoded.label[0] for encoded in batch], self.label_dtype)
         return [token_ids, np.zeros_like(token_ids), mask], labels
 
-    def to_predict(self, samples):
-        """The samples to ask the model about: the same, unless a kind has labels in its inputs."""
-        return samples
-
     def extra_inputs(self):
         return [keras.layers.Input(shape=(None,), name='Input-Passage')]
 
@@ -379,10 +440,15 @@ class ReadingComprehension(Task):
                             begin + mapping[end][-1] + 1))
         return results
 
-    def best_spans(self, samples, results):
-        """{question: (start, end)}: the best window of a question wins."""
+    def best_windows(self, samples, results):
+        """{question: result}: the best window of a question wins."""
         best = collections.OrderedDict()
         for sample, result in zip(samples, results):
             if sample.question not in best or result[0] > best[sample.question][0]:
                 best[sample.question] = result
-        return collections.OrderedDict((key, span[1:]) for key, span in best.items())
+        return best
+
+    def best_spans(self, samples, results):
+        """{question: (start, end)}."""
+        return collections.OrderedDict(
+            (key, result[1:]) for key, result in self.best_windows(samples, results).items())

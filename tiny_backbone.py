@@ -3,10 +3,9 @@ import json
 import os
 import string
 
-import compat  # noqa: F401
 import numpy as np
-import tensorflow as tf
 
+from checkpoints import variable_shapes, write_checkpoint
 from snippets import SPECIAL_TOKENS
 
 
@@ -19,43 +18,6 @@ def write_vocab(path, characters):
     with open(path, 'w', encoding='utf-8') as writer:
         writer.write('\n'.join(tokens) + '\n')
     return len(tokens)
-
-
-def variable_shapes(config, backbone):
-    """{variable: shape} of Google's BERT with its MLM head, as far as `backbone` has them."""
-    hidden, inner = config['hidden_size'], config['intermediate_size']
-    shapes = {'bert/embeddings/word_embeddings': (config['vocab_size'], hidden),
-              'bert/embeddings/token_type_embeddings': (config['type_vocab_size'], hidden),
-              'cls/predictions/output_bias': (config['vocab_size'],)}
-    if backbone == 'roberta':
-        shapes['bert/embeddings/position_embeddings'] = (config['max_position_embeddings'], hidden)
-    dense = {'bert/pooler/dense': (hidden, hidden),
-             'cls/predictions/transform/dense': (hidden, hidden)}
-    norms = ['bert/embeddings', 'cls/predictions/transform']
-    for i in range(config['num_hidden_layers']):
-        layer = 'bert/encoder/layer_%d/' % i
-        for part in ('self/query', 'self/key', 'self/value', 'output/dense'):
-            dense[layer + 'attention/' + part] = (hidden, hidden)
-        dense[layer + 'intermediate/dense'] = (hidden, inner)
-        dense[layer + 'output/dense'] = (inner, hidden)
-        norms += [layer + 'attention/output', layer + 'output']
-    for name, shape in dense.items():
-        shapes[name + '/kernel'], shapes[name + '/bias'] = shape, shape[1:]
-    for name in norms:
-        shapes[name + '/LayerNorm/gamma'] = shapes[name + '/LayerNorm/beta'] = (hidden,)
-    return shapes
-
-
-def write_checkpoint(path, variables):
-    """{name: array} as a TensorFlow checkpoint."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        for name, value in variables.items():
-            tf.compat.v1.get_variable(name, value.shape, value.dtype,
-                                      tf.compat.v1.zeros_initializer())
-        tensors = tf.compat.v1.global_variables()
-        for tensor in tensors:
-            tensor.load(variables[tensor.op.name], session)
-        tf.compat.v1.train.Saver(tensors).save(session, path, write_meta_graph=False)
 
 
 def write_tiny_backbone(folder, characters='', backbone='roberta', seed=0, stddev=0.02, **sizes):

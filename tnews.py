@@ -1,5 +1,4 @@
 """TNEWS: which of 15 sections does a headline belong to?"""
-from data import read_json_lines
 from tasks import Classification
 from train import main
 
@@ -10,12 +9,12 @@ class TNEWS(Classification):
     test_files = {'test1.0.json': 'tnews10_predict.json', 'test.json': 'tnews11_predict.json'}
     maxlen, batch_size, epochs, learning_rate = 128, 32, 30, 5e-5
 
-    def read(self, path, labelled):
+    def parse(self, records, labelled):
         return [self.Text(
-            id=None if labelled else record.get_id(),
+            id=None if labelled else self.get_id(record),
             first=record.get_text('sentence'), second=None,
             label=record.get_choice('label', self.labels) if labelled else None)
-            for record in read_json_lines(path)]
+            for record in records]
 
 
 if __name__ == '__main__':

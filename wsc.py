@@ -1,5 +1,4 @@
 """CLUEWSC: does a pronoun mean this thing?"""
-from data import read_json_lines
 from tasks import Classification
 from train import main
 
@@ -10,12 +9,12 @@ class WSC(Classification):
     test_files = {'test1.0.json': 'cluewsc10_predict.json', 'test.json': 'cluewsc11_predict.json'}
     maxlen, batch_size, epochs, learning_rate = 128, 128, 40, 3e-4
 
-    def read(self, path, labelled):
+    def parse(self, records, labelled):
         return [self.Text(
-            id=None if labelled else record.get_id(),
+            id=None if labelled else self.get_id(record),
             first=self.mark(record), second=None,
             label=record.get_choice('label', self.labels) if labelled else None)
-            for record in read_json_lines(path)]
+            for record in records]
 
     def mark(self, record):
         """The text with _span1_ and [span2] marked."""

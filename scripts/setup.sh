@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
-# Makes a stack's environment, .envs/STACK, from scripts/STACK.lock. There already: does nothing.
-# Usage: scripts/setup.sh tf1|tf2
+# Makes an environment, .envs/STACK, from scripts/STACK.lock, and adds what is in an extra's lock,
+# scripts/STACK-EXTRA.lock. There already: does nothing.
+# Usage: scripts/setup.sh tf1|tf2 [onnx]     the stacks; onnx is for scripts/export --to onnx
+#        scripts/setup.sh torch              what the tests compare exported models with
 set -euo pipefail
 
 fail() { echo "scripts/setup.sh: $2" >&2; exit "$1"; }
 
-stack=${1-}
+stack=${1-} extra=${2-}
 case $stack in
     tf1) other=tf2 versions=(3.7) ;;
-    tf2) other=tf1 versions=(3.11 3.12 3.13) ;;
+    tf2 | torch) other=tf1 versions=(3.11 3.12 3.13) ;;
     *) fail 2 "unknown stack '$stack': expected tf1 or tf2" ;;
 esac
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 cd "$root"  # and relative paths from here on: uv takes no spaces in the name of a lock file
-lock=scripts/$stack.lock
 env=.envs/$stack
+lock=scripts/$stack.lock
+extra_lock=${extra:+scripts/$stack-$extra.lock}
+[[ -z $extra || -f $extra_lock ]] || fail 2 "unknown extra '$extra' of $stack: no $extra_lock"
 
-# The copy of the lock is the last thing written: it says that the environment is whole.
-is_ready() { [[ -x $env/bin/python ]] && cmp -s "$lock" "$env/made-from.lock"; }
+# The copy of a lock is the last thing written: it says that all of it is there.
+has() { [[ -x $env/bin/python ]] && cmp -s "$1" "$env/made-from-${1##*/}"; }
+is_ready() { has "$lock" && { [[ -z $extra ]] || has "$extra_lock"; }; }
 
 # Prints the full path of an interpreter of version $1. Each is run, not only looked at:
 # a pyenv shim of an inactive version is on PATH and fails.
@@ -83,7 +88,30 @@ index=${PIP_INDEX_URL:-$(python3 -m pip config get global.index-url 2> /dev/null
 certificates=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
 [[ -z $index ]] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
 [[ ! -f $certificates ]] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}
+links=${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2> /dev/null || true)}
+[[ -z $links ]] || export UV_FIND_LINKS=${UV_FIND_LINKS:-${links// /,}}
 
+# Installs a lock. Without dependencies, since it names all, and bert4keras asks for a Keras that tf2
+# does not want; but for torch, whose builds differ in what they need.
+install() {
+    local dependencies=(--no-deps)
+    [[ $stack != torch ]] || dependencies=()
+    "$uv" pip install --quiet ${dependencies[@]+"${dependencies[@]}"} --build-constraint "$lock" \
+        --python "$env/bin/python" --requirement "$1" || fail 1 "could not install $1; run it again to go on"
+    cp "$1" "$env/made-from-${1##*/}"
+}
+
+add_extra() {
+    [[ -n $extra ]] || exit 0
+    echo "Adding $extra to .envs/$stack" >&2
+    install "$extra_lock"
+    exit 0
+}
+
+if has "$lock"; then
+    uv=$(find_uv)
+    add_extra
+fi
 for version in "${versions[@]}"; do
     python=$(find_python "$version") && break
 done
@@ -95,9 +123,7 @@ fi
 
 echo "Setting up the stack $stack in .envs/$stack, once: this takes a minute or two" >&2
 uv=$(find_uv)
-rm -rf "$env/made-from.lock" "$env"  # in this order: half an environment must not look whole
+rm -rf "$env/made-from-$stack.lock" "$env"  # in this order: half an environment must not look whole
 "$uv" venv --quiet --python "$python" "$env" || fail 1 "could not make $env"
-# Without dependencies: the lock names all, and bert4keras asks for a Keras that tf2 does not want.
-"$uv" pip install --quiet --no-deps --build-constraint "$lock" --python "$env/bin/python" \
-    --requirement "$lock" || fail 1 "could not install $lock; run it again to go on"
-cp "$lock" "$env/made-from.lock"
+install "$lock"
+add_extra

@@ -10,7 +10,7 @@ import os
 import compat  # noqa: F401
 import numpy as np
 
-import tiny_backbone
+import checkpoints
 
 Backbone = collections.namedtuple('Backbone', 'config_path checkpoint_path dict_path variables')
 
@@ -19,7 +19,7 @@ def variable_shapes(kind, config):
     """{variable: shape} as Google's BERT names them, with pooler, NSP and MLM."""
     hidden = config['hidden_size']
     return collections.OrderedDict(
-        sorted(tiny_backbone.variable_shapes(config, kind).items())
+        sorted(checkpoints.variable_shapes(config, kind).items())
         + [('cls/seq_relationship/output_weights', (2, hidden)),
            ('cls/seq_relationship/output_bias', (2,))])
 
@@ -69,5 +69,5 @@ def write_backbone(folder, kind, checkpoint='bert_model.ckpt', seed=0, tokens=No
     if change:
         change(variables)
     checkpoint_path = os.path.join(folder, checkpoint)
-    tiny_backbone.write_checkpoint(checkpoint_path, variables)
+    checkpoints.write_checkpoint(checkpoint_path, variables)
     return Backbone(config_path, checkpoint_path, dict_path, variables)

@@ -56,7 +56,7 @@ def as_numbers(version):
 
 
 def test_what_is_installed_is_what_the_lock_says():
-    if not os.path.exists(os.path.join(sys.prefix, 'made-from.lock')):
+    if not os.path.exists(os.path.join(sys.prefix, 'made-from-%s.lock' % compat.STACK)):
         pytest.skip('this environment is not of scripts/setup.sh')
     if sys.version_info < (3, 8):
         import importlib_metadata as metadata

@@ -102,7 +102,7 @@ def recognize_perfectly(task, texts):
     encoded = [task.encode(text) for text in texts]
     inputs, labels = task.collate(encoded)
     assert labels.shape == (len(texts), 10) + 2 * inputs[0].shape[1:]
-    return task.decode(2.0 * labels - 1, encoded)
+    return list(map(set, task.decode(2.0 * labels - 1, encoded)))
 
 
 # The part between the brackets is an entity.

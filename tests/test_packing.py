@@ -12,6 +12,7 @@ from bert4keras.backend import K, gelu_erf
 from bert4keras.snippets import truncate_sequences
 from scipy.special import erf
 
+import loop
 import snippets
 import train
 from afqmc import AFQMC
@@ -37,7 +38,7 @@ def build(task_class, paths, padded, sizes=(0, 8), prompt_dropout=0.0, monkeypat
     tokenizer, keep_tokens = snippets.load_tokenizer(paths['dict_path'])
     task = task_class(tokenizer)
     settings = argparse.Namespace(backbone='auto', prompt_size=sizes[0], ffn_prompt_size=sizes[1],
-                                  padded=padded)
+                                  layers_to_transform=None, padded=padded)
     return task, train.build_model(task, settings, paths, keep_tokens)[0]
 
 
@@ -61,11 +62,11 @@ def test_same_losses_and_predictions(kind, sizes, tmp_path, monkeypatch):
     for padded in (True, False):
         task, model = build(AFQMC, paths, padded, sizes, 0.0, monkeypatch)
         encoded = list(map(task.encode, samples(task, 60)))
-        step = train.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
-        losses = [step(*task.collate(batch)) for _ in range(5) for batch in train.batches(encoded, 15)]
-        predict = train.predict_function(model)
+        step = loop.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
+        losses = [step(*task.collate(batch)) for _ in range(5) for batch in loop.batches(encoded, 15)]
+        predict = loop.predict_function(model)
         probabilities = np.concatenate([predict(task.collate(batch)[0])
-                                        for batch in train.batches(encoded, 15)])
+                                        for batch in loop.batches(encoded, 15)])
         results.append((losses, probabilities))
     np.testing.assert_allclose(results[1][0], results[0][0], atol=1e-4)
     assert np.ptp(results[0][0][::4]) > 1e-3  # one and the same batch: something was learned
@@ -77,9 +78,9 @@ def test_same_for_heads_that_read_all(tmp_path, monkeypatch):
     for padded in (True, False):
         task, model = build(CLUENER, paths, padded, (3, 8), 0.0, monkeypatch)
         encoded = list(map(task.encode, samples(task, 24)))
-        step = train.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
-        losses = [step(*task.collate(batch)) for _ in range(5) for batch in train.batches(encoded, 6)]
-        outputs = train.predict_function(model)(task.collate(encoded)[0])
+        step = loop.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
+        losses = [step(*task.collate(batch)) for _ in range(5) for batch in loop.batches(encoded, 6)]
+        outputs = loop.predict_function(model)(task.collate(encoded)[0])
         results.append((losses, outputs))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-4)
     np.testing.assert_array_equal(np.isinf(results[1][1]), np.isinf(results[0][1]))
@@ -93,7 +94,7 @@ def test_dropout_is_the_same_in_distribution(tmp_path, monkeypatch):
     for padded in (True, False):
         task, model = build(AFQMC, paths, padded, (4, 8), 0.3, monkeypatch)
         batch = task.collate(list(map(task.encode, samples(task, 8))))
-        step = train.train_function(model, task, snippets.get_optimizer(1e-12, 0, 10**6))
+        step = loop.train_function(model, task, snippets.get_optimizer(1e-12, 0, 10**6))
         drawn.append([step(*batch) for _ in range(400)])
     padded, packed = np.array(drawn)
     error = np.hypot(padded.std(), packed.std()) / np.sqrt(400)
@@ -105,7 +106,7 @@ def test_dropout_is_the_same_in_distribution(tmp_path, monkeypatch):
 def test_padding_costs_nothing_and_changes_nothing(tmp_path, monkeypatch):
     """Rows of a batch do not see each other: a longer neighbour changes no prediction."""
     task, model = build(AFQMC, write_backbone(tmp_path, 'nezha'), False, (3, 8), 0.0, monkeypatch)
-    predict = train.predict_function(model)
+    predict = loop.predict_function(model)
     encoded = list(map(task.encode, samples(task, 12)))
     together = predict(task.collate(encoded)[0])
     alone = np.concatenate([predict(task.collate([one])[0]) for one in encoded])
@@ -218,9 +219,9 @@ def test_cut_is_truncate_sequences():
 def test_every_sample_once_by_tokens():
     task = AFQMC(FastTokenizer({'[UNK]': 0, '[CLS]': 1, '[SEP]': 2}))
     encoded = list(map(task.encode, samples(task, 300)))
-    lists = list(train.token_batches(encoded, 400))
+    lists = list(loop.token_batches(encoded, 400))
     assert sorted(i for places in lists for i in places) == list(range(300))
-    widths = [max(train.longest(encoded[i]) for i in places) for places in lists]
+    widths = [max(loop.longest(encoded[i]) for i in places) for places in lists]
     assert widths == sorted(widths, reverse=True)
     assert all(width * len(places) <= 400 for width, places in zip(widths, lists))
 
@@ -230,10 +231,10 @@ def test_an_epoch_has_every_sample_once(bucket):
     task = AFQMC(FastTokenizer({'[UNK]': 0, '[CLS]': 1, '[SEP]': 2}))
     encoded = list(map(task.encode, samples(task, 1000)))
     settings = argparse.Namespace(seed=1, batch_size=4, bucket=bucket)
-    orders = [list(train.epoch_order(encoded, settings, epoch)) for epoch in (0, 0, 1)]
+    orders = [list(loop.epoch_order(encoded, settings, epoch)) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == list(range(1000))
-    padded = sum(4 * max(train.longest(e) for e in batch) for batch in train.batches(
+    padded = sum(4 * max(loop.longest(e) for e in batch) for batch in loop.batches(
         encoded, 4, orders[0]))
-    true = sum(train.longest(e) for e in encoded)
+    true = sum(loop.longest(e) for e in encoded)
     assert (padded < 1.1 * true) == bucket

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import snippets
-from train import batches
+from loop import batches
 
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'csl', 'iflytek', 'ocnli', 'tnews',
          'wsc']
@@ -112,7 +112,7 @@ SUBMISSIONS = [
 @pytest.mark.parametrize('name,test_file,result', SUBMISSIONS)
 @pytest.mark.parametrize('max_tokens', [700, 8192])
 def test_submissions(name, test_file, result, max_tokens, tokenizer, clue, golden, tmp_path):
-    from train import predict
+    from loop import predict
     task = load_task(name, tokenizer)
     assert task.test_files[test_file] == result
     path = os.path.join(clue, name, test_file)
