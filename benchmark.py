@@ -7,7 +7,6 @@ at the speed of a large matrix product, measured in the same run.
 import argparse
 import collections
 import ctypes
-import importlib
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ import loop
 import snippets
 import train
 from data import write_text
+from datasets import load_task
 from errors import Parser, run_tool
 from tiny_backbone import write_tiny_backbone
 
@@ -263,7 +263,7 @@ def run(argv=None):
     tokenizer, keep_tokens = snippets.load_tokenizer(flags.dict_path)
     tokenizer.keep_tokens = keep_tokens
     config_path = write_base_config(os.path.join(flags.output_dir, 'results', 'benchmark'), flags)
-    make = lambda name: getattr(importlib.import_module(name), name.upper())(tokenizer)  # noqa: E731
+    make = lambda name: load_task(name, tokenizer)  # noqa: E731
     report = {'settings': vars(flags), 'versions': train.versions(), 'cores': os.cpu_count(),
               'tasks': [], 'input': [], 'growth': []}
     path = os.path.join(flags.output_dir, 'results', 'benchmark.json')

@@ -35,9 +35,9 @@ PUBLISHED = {
 UNITS = {'c3': 'questions', 'cmrc2018': 'questions'}
 
 
-def load_task(name):
-    """A task that reads files; without a tokenizer it encodes nothing."""
-    return getattr(importlib.import_module(name), name.upper())(None)
+def load_task(name, tokenizer=None, maxlen=None):
+    """A task by its name; without a tokenizer it reads files, but encodes nothing."""
+    return getattr(importlib.import_module(name), name.upper())(tokenizer, maxlen)
 
 
 def find_root(data_path):

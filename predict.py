@@ -60,7 +60,7 @@ class Predictor(object):
         if self.layers is None:
             self.backbone = transformer.backbone
             self.layers = {name: layer for name, layer in transformer.layers.items()
-                           if layer.weights and not layer.trainable}
+                           if getattr(layer, 'weights', None) and not layer.trainable}
             self.sha256 = deltas.fingerprint(model, self.tokenizer._token_dict)
         ours = deltas.identity(task, transformer, self.sha256)
         values = tuned.values
@@ -161,7 +161,7 @@ def whole_model_values(path, layers, model):
     frozen = deltas.named_weights(model, trainable=False)
     deltas.check_values(path, frozen + deltas.named_weights(model), found)
     for name, value in deltas.get_values(frozen).items():
-        if abs(value - found.pop(name)).max() > 1e-6:
+        if abs(value - found.pop(name)).max() > 1e-5:  # computed positions differ a little
             raise UserError('%s: %s is not that of this backbone' % (path, name))
     return found
 

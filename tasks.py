@@ -248,18 +248,25 @@ class MultipleChoice(Task):
 
 
 class SpanScores(GlobalPointer):
-    """bert4keras's GlobalPointer with its mask as an input.
+    """bert4keras's GlobalPointer with its mask as an input, of operations that ONNX has, too.
 
     Inputs: hidden (batch, length, hidden), mask (batch, length), not 0 where a span may begin or end.
     Output: (batch, heads, length, length), the score of (start, end); -inf where there is none.
     """
+
+    def __init__(self, heads, head_size, **kwargs):
+        kwargs['tril_mask'] = False  # done here
+        super(SpanScores, self).__init__(heads, head_size, **kwargs)
 
     def build(self, input_shape):
         super(SpanScores, self).build(input_shape[0])
 
     def call(self, inputs):
         hidden, mask = inputs
-        return super(SpanScores, self).call(hidden, mask=K.not_equal(mask, 0))
+        scores = super(SpanScores, self).call(hidden)
+        ones, inside = tf.ones_like(scores), tf.cast(tf.not_equal(mask, 0), scores.dtype)
+        keep = tf.linalg.band_part(ones, 0, -1) * inside[:, None, :, None] * inside[:, None, None]
+        return tf.where(keep > 0, scores, ones * -np.inf)
 
     def compute_output_shape(self, input_shape):
         return super(SpanScores, self).compute_output_shape(input_shape[0])

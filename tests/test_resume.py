@@ -1,0 +1,216 @@
+"""A run that was stopped goes on and ends with the same numbers."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import deltas
+import loop
+import small
+import train
+from afqmc import AFQMC
+from errors import UserError
+
+
+@pytest.fixture(scope='module')
+def flags(tmp_path_factory):
+    """Of a run with dropout everywhere, and with groups of batches that an epoch's end cuts."""
+    folder = tmp_path_factory.mktemp('resume')
+    small.write_task(folder, 'afqmc', train=14)
+    return dict(small.write_backbone(folder / 'backbone'), data_path=folder, epochs=5, batch_size=4,
+                grad_accum_steps=3, prompt_size=2, ffn_prompt_size=3, learning_rate=0.01)
+
+
+def start(flags, out, *more, **changes):
+    return train.run(AFQMC, small.flags(dict(flags, output_dir=out, **changes)) + list(more))
+
+
+def weights(out):
+    values, belongs_to = deltas.read_delta(str(out / 'weights' / 'afqmc.weights'))
+    state, _ = deltas.read_delta(str(out / 'weights' / 'afqmc.state'), deltas.STATE)
+    return dict(values, **state), belongs_to
+
+
+def results(out):
+    with open(str(out / 'results' / 'afqmc_predict.json')) as reader:
+        return reader.read()
+
+
+def numbers(record):
+    return [{k: v for k, v in epoch.items() if k != 'seconds'} for epoch in record['history']]
+
+
+def assert_same(out, expected):
+    (ours, belongs_to), (theirs, their_belongings) = weights(out), weights(expected)
+    assert belongs_to == their_belongings
+    assert sorted(ours) == sorted(theirs)
+    for name, value in ours.items():
+        assert value.tobytes() == theirs[name].tobytes(), name
+    assert results(out) == results(expected)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(flags, tmp_path_factory):
+    """(output_dir, record) of a run that was never stopped."""
+    out = tmp_path_factory.mktemp('undisturbed')
+    return out, start(flags, out)
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.parametrize('epochs', [(0,), (1, 2), (4,), (1, 1, 3)])
+def test_stopped_and_resumed(epochs, flags, undisturbed, tmp_path, monkeypatch):
+    """Stopped after so many batches of these epochs, one stop after the other."""
+    original = loop.train_epoch
+    for stop in epochs:
+        def train_epoch(step, task, encoded, settings, epoch):
+            if epoch == stop:
+                step(*task.collate(encoded[:4]))  # which counts for nothing
+                raise Stop
+            return original(step, task, encoded, settings, epoch)
+        monkeypatch.setattr(loop, 'train_epoch', train_epoch)
+        with pytest.raises(Stop):
+            start(flags, tmp_path, '--resume')
+    monkeypatch.setattr(loop, 'train_epoch', original)
+    record = start(flags, tmp_path, '--resume')
+    out, expected = undisturbed
+    assert numbers(record) == numbers(expected)
+    assert record['best'] == expected['best']
+    assert_same(tmp_path, out)
+
+
+def test_a_run_that_is_through_only_predicts(flags, undisturbed, tmp_path, monkeypatch, capsys):
+    start(flags, tmp_path)
+    os.remove(str(tmp_path / 'results' / 'afqmc_predict.json'))
+    os.remove(str(tmp_path / 'weights' / 'afqmc.weights'))
+    monkeypatch.setattr(loop, 'train_epoch', None)
+    record = start(flags, tmp_path, '--resume')
+    assert numbers(record) == numbers(undisturbed[1])
+    assert_same(tmp_path, undisturbed[0])
+    assert 'going on after epoch 5 of 5' in capsys.readouterr().out
+
+
+def test_without_a_state_a_run_starts_anew(flags, undisturbed, tmp_path, capsys):
+    start(flags, tmp_path, '--resume')
+    assert 'no state of an earlier run: starting anew' in capsys.readouterr().out
+    assert_same(tmp_path, undisturbed[0])
+
+
+def test_other_settings_give_other_numbers(flags, undisturbed, tmp_path):
+    """So that the equality above says something."""
+    start(flags, tmp_path, seed=1)
+    values, expected = weights(tmp_path)[0], weights(undisturbed[0])[0]
+    name = 'weights/head/0/kernel'
+    assert np.abs(values[name] - expected[name]).max() > 1e-4
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(seed=1), 'seed is 42, here it is 1'),
+    (dict(epochs=6), 'epochs is 5, here it is 6'),
+    (dict(batch_size=2), 'batch_size is 4, here it is 2'),
+    (dict(ffn_prompt_size=4), ' is '),
+    (dict(learning_rate=0.02), 'learning_rate is 0.01, here it is 0.02')])
+def test_a_state_of_other_settings_is_refused(change, said, flags, undisturbed):
+    out = undisturbed[0]
+    before = weights(out)[0]
+    with pytest.raises(UserError) as refused:
+        start(flags, out, '--resume', **change)
+    assert str(out / 'weights' / 'afqmc.state') in str(refused.value) and said in str(refused.value)
+    after = weights(out)[0]
+    assert all(value.tobytes() == after[name].tobytes() for name, value in before.items())
+
+
+def test_other_data_is_refused(flags, undisturbed, tmp_path):
+    small.write_task(tmp_path, 'afqmc', train=15)
+    with pytest.raises(UserError) as refused:
+        start(flags, undisturbed[0], '--resume', data_path=tmp_path)
+    assert 'data_sha256 is {' in str(refused.value)
+
+
+def test_half_a_state_is_refused(flags, tmp_path):
+    start(flags, tmp_path, epochs=1)
+    path = str(tmp_path / 'weights' / 'afqmc.state')
+    with open(path, 'rb') as reader:
+        content = reader.read()
+    with open(path, 'wb') as writer:
+        writer.write(content[:-10])
+    with pytest.raises(UserError) as refused:
+        start(flags, tmp_path, '--resume', epochs=1)
+    assert path + ': not a whole state' in str(refused.value)
+
+
+def test_no_space_left_for_the_state(flags, tmp_path, monkeypatch):
+    """The run ends with one line, and the state of the epoch before is still there."""
+    original, saved = deltas.save_file, []
+
+    def save_file(values, path, metadata):
+        if deltas.STATE in metadata:
+            saved.append(path)
+            if len(saved) == 3:
+                with open(path, 'wb') as writer:
+                    writer.write(b'half')
+                raise OSError(28, 'No space left on device')
+        return original(values, path, metadata)
+    monkeypatch.setattr(deltas, 'save_file', save_file)
+    with pytest.raises(UserError) as refused:
+        start(flags, tmp_path)
+    assert str(refused.value).endswith('afqmc.state: No space left on device')
+    _, state = deltas.read_delta(str(tmp_path / 'weights' / 'afqmc.state'), deltas.STATE)
+    assert len(state['history']) == 2
+    assert sorted(os.listdir(str(tmp_path / 'weights'))) == ['afqmc.state', 'afqmc.weights']
+
+
+def assert_whole(out):
+    """Every file that stands under its own name can be read."""
+    for folder in ('weights', 'results'):
+        here = str(out / folder)
+        for name in os.listdir(here) if os.path.isdir(here) else []:
+            path = os.path.join(here, name)
+            if name.endswith('.tmp'):
+                continue
+            if folder == 'weights':
+                deltas.read_delta(path, deltas.STATE if name.endswith('.state') else deltas.FORMAT)
+            elif name.endswith('_run.json'):
+                with open(path) as reader:
+                    json.load(reader)
+            elif name.endswith('.json'):
+                assert len(small.read_lines(path)) == 5
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(flags, undisturbed, tmp_path, root):
+    """By SIGKILL, at random moments, most of them while it trains and writes."""
+    flags = dict(flags, epochs=60)
+    start(flags, tmp_path / 'undisturbed')
+    moments, kills, out = random.Random(0), 0, tmp_path / 'killed'
+    command = [sys.executable, os.path.join(root, 'afqmc.py'), '--resume'] + small.flags(
+        dict(flags, output_dir=out))
+    while kills < 20:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if moments.random() < 0.8:  # not while it only starts
+            line = b'-'
+            while line and not line.startswith(b'epoch'):
+                line = process.stdout.readline()
+            time.sleep(moments.uniform(0, 0.15))
+        else:
+            time.sleep(moments.uniform(0, 4))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        assert_whole(out)
+        if process.returncode == 0:  # it was through before
+            break
+    assert kills >= 12
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr.decode()
+    assert_same(out, tmp_path / 'undisturbed')
+    assert not [name for name in os.listdir(str(out / 'weights')) if name.endswith('.tmp')]
