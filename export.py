@@ -250,8 +250,11 @@ def to_peft(exported, folder):
         'num_virtual_tokens': size, 'token_dim': hidden, 'num_transformer_submodules': 1,
         'num_attention_heads': exported.config['num_attention_heads'], 'num_layers': layers,
         'encoder_hidden_size': hidden, 'prefix_projection': False})
-    write_tensors(os.path.join(adapter, 'adapter_model.safetensors'),
-                  {'prompt_embeddings': np.concatenate(prompts, 1)}, {'format': 'pt'})
+    tensors = {'prompt_embeddings': np.concatenate(prompts, 1)}
+    if isinstance(exported.task, Classification):  # the classifier counts as trained there
+        tensors.update(('base_model.' + name, value) for name, value in
+                       classifier_weights(exported, 'bert').items() if name.startswith('classifier.'))
+    write_tensors(os.path.join(adapter, 'adapter_model.safetensors'), tensors, {'format': 'pt'})
 
 
 def to_onnx(exported, folder):

@@ -238,15 +238,16 @@ def build_transformer_model(config_path=None, checkpoint_path=None, model='bert'
     Raises UserError if the checkpoint does not fit the config.
     """
     if model is PtuningV2AddFNNPtuning:
-        paths = checkpoints.find_files(config_path or '', checkpoint_path or '')
         if checkpoint_path:
-            checkpoint_path = paths['checkpoint_path']
+            checkpoint_path = checkpoints.in_folder(checkpoint_path, checkpoints.WEIGHTS)
+        if config_path:
+            config_path = checkpoints.in_folder(config_path, checkpoints.CONFIGS)
         if backbone == 'auto':
             backbone = 'roberta'
             if config_path and checkpoint_path:
-                backbone = detect_backbone(paths['config_path'], checkpoint_path)
+                backbone = detect_backbone(config_path, checkpoint_path)
         if config_path:  # as arguments, since Hugging Face's says things otherwise
-            kwargs = dict(checkpoints.read_config(paths['config_path']), **kwargs)
+            kwargs = dict(checkpoints.read_config(config_path), **kwargs)
             config_path = None
         if backbone not in BACKBONES:
             raise UserError('backbone: expected auto, %s, got %s'
