@@ -37,8 +37,8 @@ def parse_flags(argv=None):
     parser.add_argument('--data_path', default='clue_dataset', help='folder with a folder a task')
     parser.add_argument('--dict_path', default='', help='a vocabulary for Chinese text')
     parser.add_argument('--tasks', nargs='+', default=TASKS, choices=TASKS, metavar='TASK')
-    parser.add_argument('--parts', nargs='+', default=['tasks', 'input', 'growth'],
-                        choices=['tasks', 'input', 'growth'])
+    parser.add_argument('--parts', nargs='+', default=['tasks', 'input', 'growth', 'merged'],
+                        choices=['tasks', 'input', 'growth', 'merged'])
     parser.add_argument('--backbone', default='roberta', choices=['roberta', 'nezha', 'roformer'])
     parser.add_argument('--layers', type=number, default=12)
     parser.add_argument('--hidden_size', type=number, default=768)
@@ -258,6 +258,28 @@ def measure_growth(task, flags, config_path, lengths=(32, 64, 128, 256, 512), si
     return rows
 
 
+def measure_merged(task, flags, config_path):
+    """Prediction with merged hidden units, a wider FFN, against the plain backbone's: same padding."""
+    K.clear_session()
+    with open(config_path) as reader:
+        config = json.load(reader)
+    wider = os.path.join(os.path.dirname(config_path), 'merged_config.json')
+    write_text(wider, json.dumps(dict(
+        config, intermediate_size=config['intermediate_size'] + flags.ffn_prompt_size)))
+    plain = argparse.Namespace(**dict(vars(flags), prompt_size=0, ffn_prompt_size=0))
+    paths = [build_path(task, plain, path, True) for path in (config_path, wider)]
+    encoded = list(map(task.encode, load_samples(task, flags.data_path, 2000)))
+    times = []
+    for batch in typical_batches(task, encoded, 3 * flags.repeats):
+        inputs = task.collate(batch)[0]
+        if not times:  # the first one also allocates
+            [path.predict(inputs) for path in paths]
+        times.append([timed(path.predict, inputs) for path in paths])
+    plain, merged = np.array(times).T
+    return {'task': task.name, 'ratio': float(np.median(merged / plain)),
+            'seconds': {'plain': plain.tolist(), 'merged': merged.tolist()}}
+
+
 def run(argv=None):
     flags = parse_flags(argv)
     tokenizer, keep_tokens = snippets.load_tokenizer(flags.dict_path)
@@ -295,6 +317,10 @@ def run(argv=None):
         for row in report['growth']:
             print('length %3d: %s' % (row['length'], '  '.join(
                 'batch %d: %.2f s' % item for item in sorted(row['seconds'].items()))))
+    if 'merged' in flags.parts:
+        report['merged'] = measure_merged(make('afqmc'), flags, config_path)
+        print('merged model: %.3f times the plain backbone\'s time of prediction'
+              % report['merged']['ratio'])
     write_text(path, json.dumps(report, indent=2) + '\n')
     print('wrote %s' % path)
 

@@ -11,6 +11,8 @@ import sysconfig
 import pytest
 import yaml
 
+import compat
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOT_NEEDED_TO_RUN = {'pytest', 'pyyaml'}
 TASKS = 'afqmc c3 chid cluener cmnli csl iflytek tnews wsc ocnli cmrc2018'.split()
@@ -64,7 +66,10 @@ def test_what_is_installed_is_what_the_lock_says():
         from importlib import metadata
     found = metadata.distributions(path=[sysconfig.get_paths()['purelib']])
     installed = {d.metadata['Name'].lower().replace('_', '-'): '==' + d.version for d in found}
-    assert installed == read_requirements('scripts/%s.lock' % os.path.basename(sys.prefix))
+    expected = read_requirements('scripts/%s.lock' % compat.STACK)
+    if os.path.exists(os.path.join(sys.prefix, 'made-from-%s-onnx.lock' % compat.STACK)):
+        expected.update(read_requirements('scripts/%s-onnx.lock' % compat.STACK))
+    assert installed == expected
 
 
 class Project:
@@ -197,6 +202,22 @@ def test_two_setups_at_once_make_one_environment(project):
     assert [process.returncode for process in both] == [0, 0]
     assert len(project.uv_calls()) == 2
     assert [output.split()[0] for output in outputs] == ['Setting', 'Waiting']
+
+
+def test_an_extra_is_added_once(project):
+    """On top of the stack, which is made first where it is missing, and not made again."""
+    assert project.run('scripts/setup.sh', 'tf1', 'onnx')[0] == 0
+    calls = project.uv_calls()
+    assert [call.split()[0] for call in calls] == ['venv', 'pip', 'pip']
+    assert calls[1].endswith('scripts/tf1.lock') and calls[2].endswith('scripts/tf1-onnx.lock')
+    for command in (('scripts/setup.sh', 'tf1', 'onnx'), ('scripts/setup.sh', 'tf1')):
+        assert project.run(*command) == (0, '', '')
+    assert project.uv_calls() == calls
+    project.write_file('scripts/tf1-onnx.lock', 'changed')
+    assert project.run('scripts/setup.sh', 'tf1', 'onnx')[0] == 0
+    assert [call.split()[0] for call in project.uv_calls()[3:]] == ['pip']
+    code, out, err = project.run('scripts/setup.sh', 'tf1', 'nosuch')
+    assert (code, out) == (2, '') and "unknown extra 'nosuch'" in err
 
 
 def test_a_python_that_only_pyenv_knows_is_found_behind_its_failing_shim(no_python37):
