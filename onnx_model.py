@@ -19,8 +19,12 @@ OPSET = 15
 
 def build(exported):
     """The task's Keras model over the merged backbone with its whole vocabulary."""
+    # TensorFlow 1.15 takes the addition of a bias that is all 0 out of the graph, and with it a shape
+    # that others ask for.
+    variables = {name: value if value.any() or value.ndim > 1 else value + np.float32(1e-30)
+                 for name, value in exported.variables.items()}
     with tempfile.TemporaryDirectory() as folder:
-        export.write_backbone(exported, folder)
+        export.write_backbone(exported._replace(variables=variables), folder)
         settings = argparse.Namespace(
             backbone=exported.kind, prompt_size=exported.belongs_to['prompt_size'],
             ffn_prompt_size=0, padded=True,

@@ -234,6 +234,20 @@ def test_onnx(kind, task, sizes, make, texts, tmp_path, clear_session):
         np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-5, atol=1e-4)
 
 
+def test_onnx_of_biases_that_are_zero(tmp_path, clear_session):
+    """As a backbone of random weights has them; the export compares with TensorFlow by itself."""
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('tf2onnx')
+    small.write_task(tmp_path, 'afqmc')
+    paths = small.write_backbone(tmp_path / 'backbone', hidden_size=64, num_attention_heads=4)
+    assert not checkpoints.read_variables(paths['checkpoint_path'])[
+        'bert/encoder/layer_0/attention/self/query/bias'].any()
+    train.run(type(load_task('afqmc')), small.flags(dict(
+        paths, data_path=tmp_path, output_dir=tmp_path, epochs=1)))
+    run_export('onnx', paths, str(tmp_path / 'weights' / 'afqmc.weights'), tmp_path / 'onnx')
+    assert os.path.getsize(str(tmp_path / 'onnx' / 'model.onnx')) > 100000
+
+
 # ------------------------------------------------------------------ transformers and peft
 
 
