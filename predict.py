@@ -62,15 +62,11 @@ class Predictor(object):
             self.layers = {name: layer for name, layer in transformer.layers.items()
                            if getattr(layer, 'weights', None) and not layer.trainable}
             self.sha256 = deltas.fingerprint(model, self.tokenizer._token_dict)
-        ours = deltas.identity(task, transformer, self.sha256)
-        values = tuned.values
         if 'backbone_sha256' in theirs:
-            deltas.check_identity(path, theirs, ours)
+            deltas.load_delta(path, model, deltas.identity(task, transformer, self.sha256))
         else:
-            values = whole_model_values(path, values, model)
-        pairs = deltas.named_weights(model)
-        deltas.check_values(path, pairs, values)
-        deltas.set_values(pairs, values)
+            deltas.set_values(deltas.named_weights(model),
+                              whole_model_values(path, tuned.values, model))
         return TunedModel(task, model)
 
 

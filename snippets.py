@@ -63,8 +63,11 @@ def check_file(path, setting, suffix=''):
             'checkpoint_path': 'a checkpoint, without .index'}[setting]))
 
 
-def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
-    """Raises UserError if config, checkpoint and vocabulary do not belong together."""
+def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None, layers_to_transform=None):
+    """Raises UserError if config, checkpoint and vocabulary do not belong together.
+
+    maxlen, layers_to_transform: what is to be done with it, which it may be too small for.
+    """
     check_file(config_path, 'config_path')
     check_file(checkpoint_path, 'checkpoint_path',
                '' if checkpoints.is_huggingface(checkpoint_path) else '.index')
@@ -78,6 +81,10 @@ def check_backbone(config_path, checkpoint_path, dict_path, maxlen=None):
         raise UserError('%s: expected a BERT config: %s' % (config_path, error))
     except KeyError as error:
         raise UserError('%s: no field %s' % (config_path, error))
+    last = sizes['num_hidden_layers'] - 1
+    if layers_to_transform and max(layers_to_transform) > last:
+        raise UserError('layers_to_transform: %d: the layers of %s are 0 to %d'
+                        % (max(layers_to_transform), config_path, last))
     vocab = len(load_vocab(dict_path))
     if vocab != sizes['vocab_size']:
         raise UserError('%s: %d tokens, but %s says vocab_size %d: expected the vocabulary of '

@@ -215,7 +215,8 @@ class Run(object):
         self.folder = find_data(task_class, settings.data_path)
         self.paths = find_backbone(settings, self.folder)
         self.tokenizer, self.keep_tokens = snippets.load_tokenizer(self.paths['dict_path'])
-        snippets.check_backbone(maxlen=settings.maxlen, **self.paths)
+        snippets.check_backbone(maxlen=settings.maxlen,
+                                layers_to_transform=settings.layers_to_transform, **self.paths)
         self.task = task_class(self.tokenizer, settings.maxlen)
         self.read()
         make_folders(settings.output_dir)

@@ -285,6 +285,30 @@ def test_backbones(start, kind, flag, tmp_path):
     assert len(small.read_lines(tmp_path / 'out' / 'results' / 'afqmc_predict.json')) == 4
 
 
+def test_layers_to_transform(start, folder):
+    """Of three layers two get hidden units: 16*3 + 3 + 3*16 + 16 each, and a head of 16*2 + 2."""
+    paths = small.write_backbone(folder / 'three', num_hidden_layers=3)
+    record = start('out', layers_to_transform='0,2', **paths)
+    assert record['parameters']['trained'] == 2 * (16 * 3 + 3 + 3 * 16 + 16) + 16 * 2 + 2
+    assert record['settings']['layers_to_transform'] == [0, 2]
+    assert start('out', **paths)['parameters']['trained'] == 3 * (16 * 3 + 3 + 3 * 16 + 16) + 34
+    with pytest.raises(UserError) as refused:
+        start('out', layers_to_transform='1-3', **paths)
+    assert 'layers_to_transform: 3: the layers of' in str(refused.value)
+
+
+@pytest.mark.parametrize('text, numbers', [
+    ('', None), ('3', [3]), ('0-2,5', [0, 1, 2, 5]), (' 4, 1-1,4', [1, 4]), ('2-1', 0), ('a', 0),
+    ('-1', 0), ('1.5', 0), ('0-', 0)])
+def test_layer_numbers(text, numbers):
+    if numbers == 0:
+        with pytest.raises(UserError) as refused:
+            train.parse_flags(AFQMC, ['--layers_to_transform=' + text])
+        assert 'expected layers such as 0-5,11, got ' + text in str(refused.value)
+    else:
+        assert train.parse_flags(AFQMC, ['--layers_to_transform=' + text]).layers_to_transform == numbers
+
+
 def test_a_backbone_of_another_kind_is_refused(start):
     with pytest.raises(UserError, match='no variable bert/embeddings/position_embeddings'):
         start(kind='roformer', backbone='roberta')
