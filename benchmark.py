@@ -169,13 +169,11 @@ def measure_task(task, flags, config_path, speed):
     batches = typical_batches(task, encoded, flags.repeats)
     paths = {'padded': build_path(task, flags, config_path, True),
              'default': build_path(task, flags, config_path, False)}
-    # A stretch of the file for prediction, as many tokens as three or so training batches have.
-    to_predict, total = [], 0
-    for sample in task.to_predict(samples):
-        to_predict.append(task.encode(sample))
-        total += sum(lengths_of(to_predict[-1:]))
-        if total > 6000 and len(to_predict) >= 16:
-            break
+    # For prediction, batches as they stand in the file, at even steps; some 6,000 tokens.
+    count = max(3, int(np.ceil(6000.0 * len(encoded) / sum(lengths_of(encoded)) / task.batch_size)))
+    in_order = list(loop.batches(task.to_predict(samples), task.batch_size))
+    to_predict = [task.encode(sample) for i in range(count)
+                  for sample in in_order[int((i + 0.5) * len(in_order) / count)]]
 
     def predict(name):
         """As the program does it: by length and tokens; the padded path in order and by rows."""
