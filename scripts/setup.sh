@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes an environment, .envs/STACK, from scripts/STACK.lock, and adds what is in an extra's lock,
 # scripts/STACK-EXTRA.lock. There already: does nothing.
-# Usage: scripts/setup.sh tf1|tf2 [onnx]     the stacks; onnx is for scripts/export --to onnx
-#        scripts/setup.sh torch              what the tests compare exported models with
+# Usage: scripts/setup.sh tf1|tf2 [onnx|pretrain]  the stacks, and what `scripts/export --to onnx` and
+#                                                  scripts/pretrain need besides
+#        scripts/setup.sh torch                    what the tests compare exported models with
 set -euo pipefail
 
 fail() { echo "scripts/setup.sh: $2" >&2; exit "$1"; }

@@ -67,8 +67,9 @@ def test_what_is_installed_is_what_the_lock_says():
     found = metadata.distributions(path=[sysconfig.get_paths()['purelib']])
     installed = {d.metadata['Name'].lower().replace('_', '-'): '==' + d.version for d in found}
     expected = read_requirements('scripts/%s.lock' % compat.STACK)
-    if os.path.exists(os.path.join(sys.prefix, 'made-from-%s-onnx.lock' % compat.STACK)):
-        expected.update(read_requirements('scripts/%s-onnx.lock' % compat.STACK))
+    for extra in ('onnx', 'pretrain'):
+        if os.path.exists(os.path.join(sys.prefix, 'made-from-%s-%s.lock' % (compat.STACK, extra))):
+            expected.update(read_requirements('scripts/%s-%s.lock' % (compat.STACK, extra)))
     assert installed == expected
 
 

@@ -1,0 +1,531 @@
+"""Masked-language-model pretraining of a small backbone, or of an existing one on texts of one's own.
+
+Texts are packed into sequences without padding, masks are drawn anew in every step, and the MLM head
+is computed at masked positions only. What comes out is in Google's layout, MLM head included, and
+loads like any other backbone.
+"""
+import argparse
+import collections
+import json
+import lzma
+import os
+import sys
+import time
+
+import compat
+import numpy as np
+import tensorflow as tf
+from bert4keras.backend import K, keras
+from tqdm import tqdm
+
+import checkpoints
+import deltas
+import loop
+import snippets
+import train
+from data import prefetch, replacing, write_text
+from datasets import PUBLISHED, load_task
+from errors import Parser, UserError, run_tool
+from models import BACKBONES, PromptTuning
+
+STATE = 'fl-tuning-pretraining-1'
+MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
+CHOSEN = 0.15
+
+Corpus = collections.namedtuple('Corpus', 'train held_out')
+Corpus.__doc__ = """Two (ids, begins): all texts as one row of token ids, uint16, [SEP] between them, and
+where a word begins, bool, of the same length."""
+
+
+# ------------------------------------------------------------------ texts
+
+
+def read_texts(path):
+    """The texts of a file (a line each; .xz, too), or of a folder: of CLUE's train files, or of its
+    .txt and .txt.xz files. Raises UserError."""
+    if os.path.isdir(path):
+        tasks = [name for name in sorted(PUBLISHED) if os.path.isdir(os.path.join(path, name))]
+        files = [name for name in sorted(os.listdir(path)) if name.endswith(('.txt', '.txt.xz'))]
+        if not tasks and not any(name != 'vocab.txt' for name in files):
+            raise UserError('%s: neither CLUE data nor .txt or .txt.xz files' % path)
+        for name in tasks:
+            for text in read_task(name, os.path.join(path, name)):
+                yield text
+        for name in files if not tasks else []:
+            for text in read_texts(os.path.join(path, name)):
+                yield text
+        return
+    try:
+        opened = lzma.open(path, 'rt', encoding='utf-8') if path.endswith('.xz') else open(
+            path, encoding='utf-8')
+        with opened as reader:
+            for line in reader:
+                if line.strip():
+                    yield line.strip()
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise UserError('%s: %s' % (path, getattr(error, 'strerror', None) or error))
+    except UnicodeDecodeError as error:
+        raise UserError('%s: expected UTF-8: %s' % (path, error.reason))
+
+
+def read_task(name, folder):
+    """The texts of a task's train files, never of dev or test: every string with a Chinese character."""
+    task = load_task(name)
+    for file in task.find_train_files(folder):
+        for record in task.read_records(os.path.join(folder, file)):
+            strings, todo = [], [dict(record)]
+            while todo:
+                value = todo.pop()
+                if isinstance(value, (dict, list)):
+                    todo.extend(reversed(list(value.values() if isinstance(value, dict) else value)))
+                elif isinstance(value, str) and any('\u4e00' <= c <= '\u9fa5' for c in value):
+                    strings.append(value)
+            if strings:
+                yield ' '.join(dict.fromkeys(strings))
+
+
+def train_vocab(texts, size):
+    """Tokens: special ones first, then what occurs most, characters and word pieces."""
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
+    from tokenizers import BertWordPieceTokenizer
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    # Some room for the pieces of Latin words and numbers, the rest for Chinese characters.
+    trainer.train_from_iterator(
+        texts, vocab_size=size, min_frequency=5, limit_alphabet=int(0.85 * size), show_progress=False,
+        special_tokens=snippets.SPECIAL_TOKENS)
+    tokens = sorted(trainer.get_vocab().items(), key=lambda item: item[1])
+    # '##' before a Chinese character never comes up: every one is a word.
+    return [token for token, _ in tokens
+            if not (token.startswith('##') and '\u2e80' <= token[2:3] <= '\uffff')]
+
+
+def encode(texts, tokenizer, whole_words):
+    """(ids, begins) of texts, see `Corpus`."""
+    if whole_words:
+        jieba = import_extra('jieba')
+        jieba.setLogLevel(60)
+    ids, begins = [np.array([tokenizer._token_end_id], 'uint16')], [np.ones(1, bool)]
+    for text in tqdm(texts, desc='encoding', unit='text', mininterval=5):
+        words = jieba.cut(text) if whole_words else [text]
+        found = [tokenizer.ids(word)[1:-1] for word in words]
+        row = np.array(sum(found, []) + [tokenizer._token_end_id], 'uint16')
+        first = np.zeros(len(row), bool)
+        if whole_words:
+            first[np.cumsum([0] + [len(word) for word in found])] = True
+        else:
+            first[:] = True
+        ids.append(row)
+        begins.append(first)
+    return np.concatenate(ids), np.concatenate(begins)
+
+
+def import_extra(name):
+    try:
+        return __import__(name)
+    except ImportError:
+        raise UserError('%s is not installed: `scripts/setup.sh %s pretrain` adds it'
+                        % (name, compat.STACK))
+
+
+def prepare(settings):
+    """(tokenizer, Corpus, config); made once and kept in `output_dir`/corpus.npz."""
+    dict_path = os.path.join(settings.output_dir, 'vocab.txt')
+    config_path = os.path.join(settings.output_dir, 'bert_config.json')
+    cache = os.path.join(settings.output_dir, 'corpus.npz')
+    made_of = json.dumps([settings.texts, settings.init_checkpoint, settings.vocab_size,
+                          settings.whole_words, settings.held_out])
+    if settings.init_checkpoint:
+        source = checkpoints.find_files(settings.init_checkpoint)
+        with open(source['dict_path'], encoding='utf-8') as reader:
+            tokens = reader.read().splitlines()
+        config = checkpoints.read_config(source['config_path'])
+    elif os.path.exists(cache) and os.path.exists(dict_path):
+        with open(dict_path, encoding='utf-8') as reader:
+            tokens = reader.read().splitlines()
+    else:
+        tokens = train_vocab((text for path in settings.texts for text in read_texts(path)),
+                             settings.vocab_size)
+    if len(tokens) > 65535:
+        raise UserError('%d tokens: expected at most 65,535' % len(tokens))
+    if not settings.init_checkpoint:
+        config = collections.OrderedDict(
+            attention_probs_dropout_prob=settings.dropout, hidden_act='gelu',
+            hidden_dropout_prob=settings.dropout, hidden_size=settings.hidden_size,
+            initializer_range=0.02, intermediate_size=settings.intermediate_size,
+            max_position_embeddings=settings.max_position, num_attention_heads=settings.heads,
+            num_hidden_layers=settings.layers, type_vocab_size=2, vocab_size=len(tokens))
+        if settings.backbone == 'nezha':
+            config['use_relative_position'] = True
+    write_text(dict_path, '\n'.join(tokens) + '\n')
+    checkpoints.write_json(config_path, config)
+    tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
+    if os.path.exists(cache):
+        arrays = np.load(cache)
+        if str(arrays['made_of']) != made_of:
+            raise UserError('%s: made of %s, here it is %s; name another output_dir, or remove it'
+                            % (cache, arrays['made_of'], made_of))
+        return tokenizer, Corpus((arrays['ids'], arrays['begins']),
+                                 (arrays['held_ids'], arrays['held_begins'])), config
+    parts = []
+    for held_out in (False, True):
+        texts = (text for path in settings.texts for text in read_texts(path))
+        every = settings.held_out
+        chosen = (text for i, text in enumerate(texts)
+                  if every and (i % every == every - 1) == held_out or not every and not held_out)
+        parts.append(encode(chosen, tokenizer, settings.whole_words))
+    corpus = Corpus(*parts)
+    if len(corpus.train[0]) < settings.maxlen:
+        raise UserError('%s: %d tokens, fewer than one sequence of %d'
+                        % (', '.join(settings.texts), len(corpus.train[0]), settings.maxlen))
+    with replacing(cache) as temporary:
+        with open(temporary, 'wb') as writer:
+            np.savez(writer, made_of=made_of, ids=corpus.train[0], begins=corpus.train[1],
+                     held_ids=corpus.held_out[0], held_begins=corpus.held_out[1])
+    return tokenizer, corpus, config
+
+
+# ------------------------------------------------------------------ batches
+
+
+def sequences(part, tokenizer, maxlen, places):
+    """(token ids, begins), (len(places), maxlen): [CLS], maxlen - 2 tokens from each place on, [SEP]."""
+    ids, begins = part
+    window = np.arange(maxlen - 2)[None] + np.asarray(places)[:, None]
+    inside, first = ids[window].astype('int32'), begins[window]
+    column = np.ones((len(places), 1), 'int32')
+    return (np.concatenate([column * tokenizer._token_start_id, inside,
+                            column * tokenizer._token_end_id], 1),
+            np.concatenate([column > 0, first, column > 0], 1))
+
+
+def mask_tokens(ids, begins, random, tokenizer, vocab_size, kept):
+    """(masked ids, flat places, their tokens): 15 % of each row in whole words, 80/10/10.
+
+    kept: ids that are never masked, special tokens.
+    """
+    masked, places = ids.copy(), []
+    words = np.cumsum(begins, 1)
+    for row in range(len(ids)):
+        free = ~np.isin(ids[row], kept)
+        keys = random.rand(words[row, -1] + 1)
+        order = np.argsort(np.where(free, keys[words[row]], 2), kind='stable')[:free.sum()]
+        budget = max(1, int(round(CHOSEN * free.sum())))
+        cut = words[row, order[:budget]]
+        # The last word is taken whole.
+        chosen = order[:budget + int(np.sum(words[row, order[budget:]] == cut[-1]))] if len(cut) else cut
+        places.append(row * ids.shape[1] + np.sort(chosen))
+    places = np.concatenate(places).astype('int32')
+    labels, draw = ids.reshape(-1)[places], random.rand(len(places))
+    new = np.where(draw < MASKED, tokenizer._token_mask_id, labels)
+    new = np.where((draw >= MASKED) & (draw < MASKED + RANDOM),
+                   random.randint(len(kept), vocab_size, len(places)), new)
+    masked.reshape(-1)[places] = new
+    return masked, places, labels
+
+
+class Sampler(object):
+    """Batches as a function of seed and step: each epoch goes through the text once, shifted."""
+
+    def __init__(self, part, tokenizer, vocab_size, settings):
+        self.part, self.tokenizer, self.vocab_size, self.settings = part, tokenizer, vocab_size, settings
+        self.kept = [tokenizer.token_to_id(t) for t in snippets.SPECIAL_TOKENS
+                     if tokenizer.token_to_id(t) is not None]
+        self.size = settings.maxlen - 2
+        self.per_epoch = max(1, (len(part[0]) - self.size) // self.size)
+        self.epoch, self.order = None, None
+
+    def places(self, numbers):
+        """Where the sequences with these numbers, counted over all epochs, begin."""
+        found = []
+        for number in numbers:
+            epoch = number // self.per_epoch
+            if epoch != self.epoch:
+                random = np.random.RandomState([self.settings.seed, 1, epoch])
+                self.epoch, self.order = epoch, random.permutation(self.per_epoch)
+                self.shift = random.randint(min(self.size, len(self.part[0]) - self.size
+                                                - (self.per_epoch - 1) * self.size) or 1)
+            found.append(self.shift + self.order[number % self.per_epoch] * self.size)
+        return found
+
+    def batch(self, step):
+        """([token ids, segment ids, places], labels) of a step, counted from 0."""
+        size = self.settings.batch_size
+        ids, begins = sequences(self.part, self.tokenizer, self.settings.maxlen,
+                                self.places(range(step * size, (step + 1) * size)))
+        random = np.random.RandomState([self.settings.seed, 2, step])
+        masked, places, labels = mask_tokens(ids, begins, random, self.tokenizer, self.vocab_size,
+                                             self.kept)
+        return [masked, np.zeros_like(masked), places], labels
+
+
+# ------------------------------------------------------------------ the model
+
+
+class MaskedTokens(object):
+    """Mixin: a Transformer whose MLM head sees the masked positions alone.
+
+    positions: Keras input (masked,), places in the flat (batch * length).
+    Output: (masked, vocabulary), logits.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.positions = kwargs.pop('positions')
+        super(MaskedTokens, self).__init__(*args, **dict(kwargs, with_mlm='linear', packed=True))
+
+    def apply_final_layers(self, inputs):
+        self.packing = None
+        # As one row of a batch, since bert4keras's layers expect (batch, length, hidden).
+        rows = keras.layers.Lambda(lambda x: tf.gather(x[0], tf.cast(x[1], 'int32'))[None],
+                                   output_shape=lambda shapes: (1, None, self.hidden_size),
+                                   name='Masked-Positions')([inputs, self.positions])
+        logits = super(PromptTuning, self).apply_final_layers(rows)
+        return keras.layers.Lambda(lambda x: x[0], output_shape=lambda shape: shape[1:],
+                                   name='Masked-Logits')(logits)
+
+
+class Objective(object):
+    """What `loop.train_function` asks of a task: the mean cross-entropy at masked positions."""
+    label_ndim, label_dtype = 1, 'int32'
+
+    @staticmethod
+    def loss(labels, outputs):
+        return K.mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=outputs))
+
+
+def build(backbone, config, checkpoint_path=None):
+    """(model, transformer), all of it trained."""
+    positions = keras.layers.Input(batch_shape=(None,), name='Input-Masked-Positions')
+    kind = type('MaskedTokens' + backbone, (MaskedTokens, BACKBONES[backbone]), {})
+    config = dict(config, max_position=config.get('max_position_embeddings', 512),
+                  dropout_rate=config.get('hidden_dropout_prob'),
+                  attention_dropout_rate=config.get('attention_probs_dropout_prob'),
+                  segment_vocab_size=config.get('type_vocab_size', 2))
+    transformer = kind(positions=positions, keyed_dropout=True, **config)
+    transformer.build(additional_input_layers=[positions])
+    if checkpoint_path:
+        transformer.load_weights_from_checkpoint(checkpoint_path)
+    return transformer.model, transformer
+
+
+def variables(transformer):
+    """{Google's name: variable} of all weights that a checkpoint holds."""
+    return {name: weight for layer, names in transformer.variable_mapping().items()
+            if layer in transformer.layers
+            for name, weight in zip(names, transformer.layers[layer].trainable_weights)}
+
+
+def write_backbone(transformer, folder):
+    found = variables(transformer)
+    values = K.batch_get_value(list(found.values()))
+    checkpoints.write_checkpoint(os.path.join(folder, 'bert_model.ckpt'),
+                                 dict(zip(found, map(np.asarray, values))))
+
+
+# ------------------------------------------------------------------ the run
+
+
+class Evaluation(object):
+    """Held-out loss and accuracy at masked positions, whole-word masking off, the same every time."""
+
+    def __init__(self, corpus, tokenizer, vocab_size, settings, count=256):
+        ids, _ = corpus.held_out
+        part = ids, np.ones(len(ids), bool)
+        size = settings.maxlen - 2
+        random, self.batches = np.random.RandomState(0), []
+        starts = np.arange(0, len(ids) - size, size)[:count]
+        kept = [tokenizer.token_to_id(t) for t in snippets.SPECIAL_TOKENS
+                if tokenizer.token_to_id(t) is not None]
+        for i in range(0, len(starts), 32):
+            rows, begins = sequences(part, tokenizer, settings.maxlen, starts[i:i + 32])
+            masked, places, labels = mask_tokens(rows, begins, random, tokenizer, vocab_size, kept)
+            self.batches.append(([masked, np.zeros_like(masked), places], labels))
+
+    def measure(self, predict):
+        """{loss, accuracy}"""
+        losses, right = [], []
+        for inputs, labels in self.batches:
+            logits = predict(inputs).astype('float64')
+            best = logits.max(-1, keepdims=True)
+            losses.append(np.log(np.exp(logits - best).sum(-1)) + best[:, 0]
+                          - logits[np.arange(len(labels)), labels])
+            right.append(logits.argmax(-1) == labels)
+        return {'loss': float(np.concatenate(losses).mean()),
+                'accuracy': float(np.concatenate(right).mean())}
+
+    def baselines(self, part, vocab_size):
+        """Accuracy at the same places of the commonest token, and of the commonest after the one
+        before, both counted in the training text."""
+        ids = part[0].astype('int64')
+        commonest = np.bincount(ids, minlength=vocab_size).argmax()
+        pairs = np.bincount(ids[:-1] * vocab_size + ids[1:], minlength=vocab_size**2)
+        following = pairs.reshape(vocab_size, vocab_size).argmax(-1)
+        unigram, bigram = [], []
+        for (masked, _, places), labels in self.batches:
+            unigram.append(labels == commonest)
+            bigram.append(labels == following[masked.reshape(-1)[places - 1]])
+        return {'unigram': float(np.concatenate(unigram).mean()),
+                'bigram': float(np.concatenate(bigram).mean())}
+
+
+class Pretraining(object):
+
+    def __init__(self, settings):
+        self.settings = settings
+        try:
+            os.makedirs(settings.output_dir, exist_ok=True)
+        except OSError as error:
+            raise UserError('output_dir: %s: %s' % (settings.output_dir, error.strerror))
+        self.tokenizer, self.corpus, self.config = prepare(settings)
+        K.clear_session()
+        train.set_seed(settings.seed)
+        initial = settings.init_checkpoint and checkpoints.find_files(
+            settings.init_checkpoint)['checkpoint_path']
+        self.model, self.transformer = build(settings.backbone, self.config, initial)
+        self.optimizer = snippets.get_optimizer(
+            settings.learning_rate, int(settings.warmup * settings.steps), settings.steps,
+            grad_accum_steps=settings.grad_accum_steps)
+        self.step = loop.train_function(self.model, Objective, self.optimizer, settings.seed)
+        self.predict = loop.predict_function(self.model)
+        self.sampler = Sampler(self.corpus.train, self.tokenizer, self.config['vocab_size'], settings)
+        self.evaluation = Evaluation(self.corpus, self.tokenizer, self.config['vocab_size'], settings)
+        self.history, self.seconds, self.done = [], 0.0, 0
+
+    def path(self, name):
+        return os.path.join(self.settings.output_dir, name)
+
+    def belongs_to(self):
+        return {name: value for name, value in vars(self.settings).items()
+                if name not in ('output_dir', 'resume', 'save_every', 'texts')}
+
+    def state(self):
+        weights = [('%s/%d' % (name, i), weight)
+                   for name, layer in sorted(self.transformer.layers.items())
+                   for i, weight in enumerate(getattr(layer, 'trainable_weights', []))]
+        names = {id(weight): name for name, weight in weights}
+        return weights + self.optimizer.named_slots(
+            [names[id(weight)] for weight in self.model.trainable_weights])
+
+    def save(self):
+        deltas.save_delta(self.path('pretrain.state'), deltas.get_values(self.state()), dict(
+            self.belongs_to(), done=self.done, history=self.history, seconds=self.seconds), STATE)
+
+    def load(self):
+        path = self.path('pretrain.state')
+        if not os.path.exists(path):
+            print('%s: no state of an earlier run: starting anew' % path)
+            return
+        values, theirs = deltas.read_delta(path, STATE)
+        deltas.check_identity(path, theirs, json.loads(json.dumps(self.belongs_to())))
+        deltas.check_values(path, self.state(), values)
+        deltas.set_values(self.state(), values)
+        self.done, self.history, self.seconds = [theirs[key] for key in ('done', 'history', 'seconds')]
+        print('%s: going on after step %d of %d' % (path, self.done, self.settings.steps))
+
+    def run(self):
+        settings = self.settings
+        if settings.resume:
+            self.load()
+        began, losses = time.time() - self.seconds, []
+        steps = range(self.done, settings.steps)
+        with loop.progress(settings.steps, 'pretraining') as bar:
+            bar.unit = 'step'
+            bar.update(self.done)
+            for batch in prefetch((self.sampler.batch(step) for step in steps)):
+                losses.append(self.step(*batch))
+                self.done += 1
+                bar.set_postfix(loss='%.3f' % np.mean(losses[-50:]), refresh=False)
+                bar.update(1)
+                last = self.done == settings.steps
+                if last or self.done % settings.eval_every == 0:
+                    self.note(losses, time.time() - began)
+                    losses = []
+                # Only with an evaluation: the losses between two of them are in no state.
+                if last or self.done % settings.save_every == 0 and not losses:
+                    self.seconds = time.time() - began
+                    self.save()
+        self.finish()
+
+    def note(self, losses, seconds):
+        found = dict(step=self.done, train_loss=float(np.mean(losses)), seconds=round(seconds, 1))
+        if self.evaluation.batches:
+            found.update(self.evaluation.measure(self.predict))
+        self.history.append(found)
+        print('step %d: %s' % (self.done, ', '.join(
+            '%s %.4g' % item for item in sorted(found.items()) if item[0] != 'step')))
+        sys.stdout.flush()
+
+    def finish(self):
+        settings = self.settings
+        write_backbone(self.transformer, settings.output_dir)
+        tokens = int(settings.steps) * settings.batch_size * settings.maxlen
+        report = dict(
+            settings=vars(settings), versions=train.versions(), history=self.history,
+            seconds=round(self.seconds, 1), tokens_seen=tokens,
+            corpus_tokens={'train': len(self.corpus.train[0]), 'held_out': len(self.corpus.held_out[0])},
+            baselines=self.evaluation.baselines(self.corpus.train, self.config['vocab_size'])
+            if self.evaluation.batches else None)
+        write_text(self.path('pretrain.json'), json.dumps(report, ensure_ascii=False, indent=2) + '\n')
+        draw(self.history, report['baselines'], self.path('pretrain.png'))
+        print('wrote %s: %s' % (settings.output_dir, 'bert_config.json, bert_model.ckpt, vocab.txt, '
+                                'pretrain.json, pretrain.png'))
+        return report
+
+
+def draw(history, baselines, path):
+    """The curve: losses and held-out accuracy by step."""
+    import_extra('matplotlib').use('Agg')
+    from matplotlib import pyplot
+    steps = [epoch['step'] for epoch in history]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    left.plot(steps, [epoch['train_loss'] for epoch in history], label='train')
+    if baselines:
+        left.plot(steps, [epoch['loss'] for epoch in history], label='held out')
+        right.plot(steps, [epoch['accuracy'] for epoch in history], label='held out')
+        for name, value in sorted(baselines.items()):
+            right.axhline(value, linestyle=':', label=name, color='gray' if name == 'unigram' else 'k')
+        right.legend()
+    left.set(xlabel='step', ylabel='cross-entropy at masked positions')
+    right.set(xlabel='step', ylabel='masked accuracy')
+    left.legend()
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format='png', metadata={'Software': None})
+    pyplot.close(figure)
+
+
+def parse_flags(argv=None):
+    parser = Parser(prog='scripts/pretrain', description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    size, count = train.whole_number(0), train.whole_number(1)
+    parser.add_argument('--texts', nargs='+', required=True,
+                        help='files of plain text, .xz too, folders of them, or of CLUE data')
+    parser.add_argument('--output_dir', required=True, help='the folder to write')
+    parser.add_argument('--backbone', default='roberta', choices=sorted(BACKBONES), help='its kind')
+    parser.add_argument('--init_checkpoint', default='',
+                        help='folder of a backbone to go on from, vocabulary and sizes included')
+    for name, default, text in [
+            ('layers', 4, 'Transformer layers'), ('hidden_size', 256, 'width'),
+            ('heads', 4, 'attention heads'), ('intermediate_size', 1024, 'width of the FFN'),
+            ('max_position', 512, 'positions'), ('vocab_size', 6000, 'tokens, at most'),
+            ('maxlen', 128, 'tokens a sequence'), ('batch_size', 64, 'sequences a batch'),
+            ('steps', 20000, 'batches'), ('grad_accum_steps', 1, 'batches an update'),
+            ('eval_every', 500, 'steps from one held-out evaluation to the next'),
+            ('save_every', 500, 'steps from one state to the next, a multiple of eval_every')]:
+        parser.add_argument('--' + name, type=count, default=default, help=text)
+    parser.add_argument('--learning_rate', type=train.positive_number, default=5e-4, help='the highest')
+    parser.add_argument('--warmup', type=float, default=0.05, help='share of steps in which it rises')
+    parser.add_argument('--dropout', type=float, default=0.1, help='of hidden states and attention')
+    parser.add_argument('--held_out', type=size, default=200, help='every so manieth text is held out')
+    parser.add_argument('--seed', type=size, default=42, help='one seed, one result')
+    parser.add_argument('--no_whole_words', dest='whole_words', action='store_false',
+                        help='mask tokens, not words as jieba finds them')
+    parser.add_argument('--resume', action='store_true', help='go on where a run was stopped')
+    return parser.parse_args(argv)
+
+
+def run(argv=None):
+    Pretraining(parse_flags(argv)).run()
+
+
+if __name__ == '__main__':
+    run_tool('scripts/pretrain', run)

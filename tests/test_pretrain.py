@@ -1,0 +1,242 @@
+"""Pretraining: texts, masks, the MLM head, going on, and that it learns."""
+import json
+import lzma
+import os
+
+import bert4keras.models
+import numpy as np
+import pytest
+
+import deltas
+import loop
+import pretrain
+import small
+import snippets
+import train
+from compat import K
+from errors import UserError
+
+KINDS = ['roberta', 'nezha', 'roformer']
+SIZES = dict(layers=1, hidden_size=16, heads=2, intermediate_size=32, max_position=40, vocab_size=300,
+             maxlen=16, batch_size=4, steps=12, eval_every=3, save_every=3, held_out=5,
+             learning_rate=0.01)
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+    """60 lines of Chinese with some Latin."""
+    path = tmp_path_factory.mktemp('texts') / 'texts.txt'
+    small.write_text(path, ''.join(
+        '%s，word%d。%s\n\n' % (small.sentence(i % 20, 30), i % 3, small.sentence(i % 7, 12))
+        for i in range(60)))
+    return str(path)
+
+
+def start(texts, out, *more, **changes):
+    settings = pretrain.parse_flags(['--texts', texts, '--no_whole_words'] + small.flags(
+        dict(SIZES, output_dir=out, **changes)) + list(more))
+    run = pretrain.Pretraining(settings)
+    run.run()
+    return run
+
+
+@pytest.fixture
+def no_curve(monkeypatch):
+    monkeypatch.setattr(pretrain, 'draw', lambda *args: None)
+
+
+# ------------------------------------------------------------------ texts and masks
+
+
+def test_texts_of_files_and_folders(tmp_path, clue):
+    small.write_text(tmp_path / 'a.txt', '一\n\n二\n')
+    with lzma.open(str(tmp_path / 'b.txt.xz'), 'wt', encoding='utf-8') as writer:
+        writer.write('三\n四')
+    assert list(pretrain.read_texts(str(tmp_path))) == ['一', '二', '三', '四']
+    with pytest.raises(UserError) as refused:
+        list(pretrain.read_texts(str(tmp_path / 'none.txt')))
+    assert 'none.txt' in str(refused.value)
+    small.write_text(tmp_path / 'c.txt.xz', 'no xz')
+    with pytest.raises(UserError):
+        list(pretrain.read_texts(str(tmp_path)))
+
+
+def test_of_clue_only_train_files_are_read(tmp_path):
+    for name in ('afqmc', 'c3', 'cmrc2018', 'cluener', 'wsc'):
+        small.write_task(tmp_path, name)
+        folder = tmp_path / name
+        for file in os.listdir(str(folder)):
+            if 'train' not in file:
+                os.remove(str(folder / file))
+    found = list(pretrain.read_texts(str(tmp_path)))
+    assert any('北京大学' in text for text in found) and any('男：' in text for text in found)
+    assert len(found) > 20
+
+
+@pytest.fixture
+def tokenizer():
+    tokens = snippets.SPECIAL_TOKENS + [chr(0x4e00 + i) for i in range(400)]
+    return snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
+
+
+def test_masks(tokenizer):
+    """15 % of each row, in whole words; of those 80 % [MASK], 10 % others, 10 % as they were."""
+    state = np.random.RandomState(3)
+    ids = state.randint(104, 504, (200, 128)).astype('int32')
+    ids[:, 0], ids[:, -1], ids[:, 50] = 2, 3, 3
+    begins = state.rand(200, 128) < 0.6
+    begins[:, [0, 1, 50, 51, 127]] = True
+    kept = list(range(104))
+    masked, places, labels = pretrain.mask_tokens(
+        ids, begins, np.random.RandomState(0), tokenizer, 504, kept)
+    assert (ids.reshape(-1)[places] == labels).all() and (labels >= 104).all()
+    untouched = np.ones(ids.size, bool)
+    untouched[places] = False
+    assert (masked.reshape(-1)[untouched] == ids.reshape(-1)[untouched]).all()
+    rows = np.bincount(places // 128, minlength=200)
+    assert rows.min() >= 19 and rows.mean() < 20.5  # 15 % of 125 is 19
+    words = np.cumsum(begins.reshape(-1))
+    for word in set(words[places]):  # all of a word or nothing
+        assert set(np.flatnonzero(words == word)) <= set(places)
+    new = masked.reshape(-1)[places]
+    shares = [(new == 4).mean(), ((new != 4) & (new != labels)).mean(), (new == labels).mean()]
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.02)
+    again = pretrain.mask_tokens(ids, begins, np.random.RandomState(1), tokenizer, 504, kept)[1]
+    assert len(again) != len(places) or (again != places).any()
+
+
+def test_an_epoch_goes_through_the_text_once(tokenizer):
+    settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '12',
+                                     '--batch_size', '3'])
+    ids = np.arange(1000, 1965).astype('uint16')
+    sampler = pretrain.Sampler((ids, np.ones(965, bool)), tokenizer, 504, settings)
+    orders = []
+    for epoch in range(3):
+        numbers = range(epoch * sampler.per_epoch, (epoch + 1) * sampler.per_epoch)
+        places = sampler.places(numbers)
+        rows, _ = pretrain.sequences(sampler.part, tokenizer, 12, places)
+        assert (rows[:, 0] == 2).all() and (rows[:, -1] == 3).all()
+        seen = np.sort(rows[:, 1:-1].reshape(-1))
+        assert len(set(seen)) == len(seen) == sampler.per_epoch * 10 > 940
+        orders.append(places)
+    assert orders[0] != orders[1] != orders[2]
+    again = pretrain.Sampler(sampler.part, tokenizer, 504, settings)
+    for step in (40, 7):  # whatever was asked before
+        for ours, theirs in zip(sampler.batch(step)[0], again.batch(step)[0]):
+            assert (ours == theirs).all()
+
+
+def test_baselines(tokenizer):
+    """Of a text where b follows a: known by the token before, not without."""
+    text = np.array([104, 105, 106] * 300 + [105] * 10, 'uint16')
+    settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '32'])
+    part = text, np.ones(len(text), bool)
+    evaluation = pretrain.Evaluation(pretrain.Corpus(part, part), tokenizer, 504, settings)
+    found = evaluation.baselines(part, 504)
+    assert 0.2 < found['unigram'] < 0.5 < 0.6 < found['bigram'] < 0.99
+
+
+# ------------------------------------------------------------------ the model
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_logits_are_those_of_plain_bert4keras(kind, texts, tmp_path, no_curve, clear_session):
+    """What it writes, loaded by bert4keras with its MLM head at all positions."""
+    run = start(texts, tmp_path, backbone=kind)
+    inputs, _ = run.sampler.batch(0)
+    found = run.predict(inputs)
+    K.clear_session()
+    plain = bert4keras.models.build_transformer_model(
+        str(tmp_path / 'bert_config.json'), str(tmp_path / 'bert_model.ckpt'),
+        model={'roberta': 'bert'}.get(kind, kind), with_mlm='linear')
+    expected = plain.predict(inputs[:2])
+    expected = expected.reshape(-1, expected.shape[-1])[inputs[2]]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_its_backbone_can_be_tuned_and_pretrained_further(texts, tmp_path, no_curve, clear_session):
+    start(texts, tmp_path / 'first')
+    small.write_task(tmp_path, 'afqmc')
+    from afqmc import AFQMC
+    record = train.run(AFQMC, small.flags(dict(
+        config_path=tmp_path / 'first', data_path=tmp_path, output_dir=tmp_path, epochs=1, maxlen=40)))
+    assert record['backbone_kind'] == 'roberta'
+    further = start(texts, tmp_path / 'second', init_checkpoint=tmp_path / 'first', steps=3)
+    first, _ = deltas.read_delta(str(tmp_path / 'first' / 'pretrain.state'), pretrain.STATE)
+    name = 'Transformer-0-FeedForward/0'
+    value = K.get_value(dict(further.state())[name])
+    assert 0 < np.abs(value - first[name]).max() < 0.05
+
+
+# ------------------------------------------------------------------ going on, learning
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize('stops', [(2,), (4, 8)])
+def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clear_session):
+    start(texts, tmp_path / 'whole', grad_accum_steps=2)
+    original = loop.train_function
+    for stop in stops:
+        def train_function(*args):
+            step, count = original(*args), []
+
+            def stopping(*batch):
+                count.append(1)
+                if len(count) > stop:
+                    raise Stop
+                return step(*batch)
+            return stopping
+        monkeypatch.setattr(loop, 'train_function', train_function)
+        with pytest.raises(Stop):
+            start(texts, tmp_path / 'parts', '--resume', grad_accum_steps=2)
+    monkeypatch.setattr(loop, 'train_function', original)
+    start(texts, tmp_path / 'parts', '--resume', grad_accum_steps=2)
+    (ours, notes), (theirs, their_notes) = [
+        deltas.read_delta(str(tmp_path / name / 'pretrain.state'), pretrain.STATE)
+        for name in ('parts', 'whole')]
+    assert sorted(ours) == sorted(theirs) and len(ours) > 20
+    for name, value in ours.items():
+        assert value.tobytes() == theirs[name].tobytes(), name
+    losses = [[(n['train_loss'], n['loss'], n['accuracy']) for n in found['history']]
+              for found in (notes, their_notes)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_other_settings_are_refused(texts, tmp_path, no_curve, clear_session):
+    start(texts, tmp_path)
+    with pytest.raises(UserError) as refused:
+        start(texts, tmp_path, '--resume', seed=1)
+    assert 'seed is 42, here it is 1' in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        start(texts, tmp_path, vocab_size=200)
+    assert 'corpus.npz: made of' in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_ten_sentences_are_learnt_by_heart(kind, tmp_path, no_curve, clear_session):
+    path = tmp_path / 'ten.txt'
+    small.write_text(path, ''.join(small.sentence(7 * i + 1, 24) + '\n' for i in range(10)))
+    steps = 2700 if kind == 'roberta' else 900  # absolute positions, and every epoch is shifted
+    run = start(str(path), tmp_path / 'out', backbone=kind, layers=2, hidden_size=64, heads=4,
+                intermediate_size=128, maxlen=26, batch_size=16, steps=steps, eval_every=150,
+                save_every=steps, held_out=0, dropout=0, learning_rate=3e-3)
+    losses = [note['train_loss'] for note in run.history]
+    assert losses[0] > 2 and losses[-1] < 0.3
+
+
+def test_the_curve(texts, tmp_path, clear_session):
+    pytest.importorskip('matplotlib')
+    pytest.importorskip('jieba')
+    settings = pretrain.parse_flags(['--texts', texts] + small.flags(dict(SIZES, output_dir=tmp_path)))
+    pretrain.Pretraining(settings).run()
+    with open(str(tmp_path / 'pretrain.png'), 'rb') as reader:
+        assert reader.read(8) == b'\x89PNG\r\n\x1a\n'
+    with open(str(tmp_path / 'pretrain.json')) as reader:
+        report = json.load(reader)
+    assert len(report['history']) == 4 and set(report['baselines']) == {'unigram', 'bigram'}
+    begins = np.load(str(tmp_path / 'corpus.npz'))['begins']
+    assert 0.3 < begins.mean() < 0.98  # words of several characters
