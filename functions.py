@@ -17,6 +17,14 @@ from bert4keras.layers import LayerNormalization
 weights_random = np.random.RandomState(0)
 
 
+def truncated_normal(shape, stddev):
+    """Normal values from `weights_random`, none further than two standard deviations from 0."""
+    values = weights_random.normal(0, 1, shape)
+    while (np.abs(values) > 2).any():
+        values = np.where(np.abs(values) > 2, weights_random.normal(0, 1, shape), values)
+    return values * stddev
+
+
 class PromptInitializer(keras.initializers.Initializer):
     """Truncated normal from `weights_random`, so that both stacks start from the same weights.
 
@@ -27,10 +35,7 @@ class PromptInitializer(keras.initializers.Initializer):
         self.stddev = stddev
 
     def __call__(self, shape, dtype=None, **kwargs):
-        values = weights_random.normal(0, 1, shape)
-        while (np.abs(values) > 2).any():
-            values = np.where(np.abs(values) > 2, weights_random.normal(0, 1, shape), values)
-        return K.constant(values * self.stddev, dtype=dtype)
+        return K.constant(truncated_normal(shape, self.stddev), dtype=dtype)
 
     def get_config(self):
         return {'stddev': self.stddev}

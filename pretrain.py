@@ -9,6 +9,7 @@ import collections
 import json
 import lzma
 import os
+import string
 import sys
 import time
 
@@ -26,6 +27,7 @@ import train
 from data import prefetch, replacing, write_text
 from datasets import PUBLISHED, load_task
 from errors import Parser, UserError, run_tool
+from functions import truncated_normal
 from models import BACKBONES, PromptTuning
 
 STATE = 'fl-tuning-pretraining-1'
@@ -84,19 +86,24 @@ def read_task(name, folder):
                 yield ' '.join(dict.fromkeys(strings))
 
 
-def train_vocab(texts, size):
-    """Tokens: special ones first, then what occurs most, characters and word pieces."""
-    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
-    from tokenizers import BertWordPieceTokenizer
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    # Some room for the pieces of Latin words and numbers, the rest for Chinese characters.
-    trainer.train_from_iterator(
-        texts, vocab_size=size, min_frequency=5, limit_alphabet=int(0.85 * size), show_progress=False,
-        special_tokens=snippets.SPECIAL_TOKENS)
-    tokens = sorted(trainer.get_vocab().items(), key=lambda item: item[1])
-    # '##' before a Chinese character never comes up: every one is a word.
-    return [token for token, _ in tokens
-            if not (token.startswith('##') and '\u2e80' <= token[2:3] <= '\uffff')]
+def make_vocab(texts, size, min_count=5):
+    """Tokens: special ones, letters and digits and pieces of them, then what occurs most, characters
+    and, in 15 % of the room, whole Latin words and numbers.
+
+    Counted here, since the `tokenizers` library breaks ties otherwise in every run.
+    """
+    counts = collections.Counter()
+    tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(snippets.SPECIAL_TOKENS)})
+    for text in texts:
+        counts.update(tokenizer.words(text))
+    letters = string.ascii_lowercase + string.digits
+    tokens = snippets.SPECIAL_TOKENS + list(letters) + ['##' + letter for letter in letters]
+    known = set(tokens)
+    common = [word for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+              if count >= min_count and word not in known]
+    characters = [word for word in common if len(word) == 1][:max(0, int(0.85 * size) - len(tokens))]
+    words = [word for word in common if len(word) > 1]
+    return (tokens + characters + words)[:max(size, len(tokens))]
 
 
 def encode(texts, tokenizer, whole_words):
@@ -143,7 +150,7 @@ def prepare(settings):
         with open(dict_path, encoding='utf-8') as reader:
             tokens = reader.read().splitlines()
     else:
-        tokens = train_vocab((text for path in settings.texts for text in read_texts(path)),
+        tokens = make_vocab((text for path in settings.texts for text in read_texts(path)),
                              settings.vocab_size)
     if len(tokens) > 65535:
         raise UserError('%d tokens: expected at most 65,535' % len(tokens))
@@ -304,7 +311,20 @@ def build(backbone, config, checkpoint_path=None):
     transformer.build(additional_input_layers=[positions])
     if checkpoint_path:
         transformer.load_weights_from_checkpoint(checkpoint_path)
+    else:
+        initialize(transformer, config.get('initializer_range', 0.02))
     return transformer.model, transformer
+
+
+def initialize(transformer, stddev):
+    """The same initial values on both stacks, which draw them in ways of their own."""
+    pairs = []
+    for name, weight in sorted(variables(transformer).items()):
+        shape = K.int_shape(weight)
+        value = truncated_normal(shape, stddev) if len(shape) > 1 else np.full(
+            shape, float(name.endswith('gamma')))
+        pairs.append((weight, value))
+    K.batch_set_value(pairs)
 
 
 def variables(transformer):

@@ -55,9 +55,13 @@ class FastTokenizer(Tokenizer):
         """[CLS] text [SEP] as bert4keras finds it."""
         return self.tokens_to_ids(self.tokenize(text))
 
+    def words(self, text):
+        """What is cut into word pieces: Chinese characters, marks, and words between spaces."""
+        return text.translate(self._pieces).split()
+
     def ids(self, text):
         """[CLS] text [SEP] as token ids."""
-        words = text.translate(self._pieces).split()
+        words = self.words(text)
         if not self._left_to_reference.isdisjoint(text):
             return self.reference_ids(text)
         ids, word_ids = [self._token_start_id], self._word_ids

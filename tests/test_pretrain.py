@@ -61,6 +61,20 @@ def test_texts_of_files_and_folders(tmp_path, clue):
         list(pretrain.read_texts(str(tmp_path)))
 
 
+def test_the_vocabulary(texts):
+    """What occurs at least five times, the commonest first, the same every time."""
+    found = pretrain.make_vocab(['好的好 word 龘', '的好，Word', '好'] * 5, 300)
+    start = len(snippets.SPECIAL_TOKENS) + 2 * 36
+    assert found[:start - 72] == snippets.SPECIAL_TOKENS
+    assert found[start:] == ['好', '的', '龘', '，', 'word']
+    assert pretrain.make_vocab(['好的好', 'word'] * 9, 215)[start:] == ['好', '的', 'word']
+    assert pretrain.make_vocab(['好的'] * 4, 300)[start:] == []
+    lines = list(pretrain.read_texts(texts))
+    assert pretrain.make_vocab(lines, 250) == pretrain.make_vocab(reversed(lines), 250)
+    # 36 characters, so that with the first 176 tokens they are 85 %, and three words.
+    assert len(pretrain.make_vocab(lines, 250)) == 176 + 36 + 3
+
+
 def test_of_clue_only_train_files_are_read(tmp_path):
     for name in ('afqmc', 'c3', 'cmrc2018', 'cluener', 'wsc'):
         small.write_task(tmp_path, name)
