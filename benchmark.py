@@ -246,7 +246,7 @@ def measure_growth(task, flags, config_path, lengths=(32, 64, 128, 256, 512), si
     for length in lengths:
         row = {'length': length, 'seconds': {}}
         for size in sizes:
-            if length * size > 16384:
+            if length * size > 8192:
                 continue
             ids = random_state.randint(200, 5000, (size, length)).astype('int32')
             batch = [ids, np.zeros_like(ids)], np.zeros((size, 1), 'int32')
