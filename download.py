@@ -4,15 +4,19 @@ Transfers go on where they were cut, sizes and checksums are checked, archives a
 their place and moved there only when every file in them reads as published.
 """
 import argparse
+import errno
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import stat
+import struct
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 
 from tqdm import tqdm
 
@@ -21,7 +25,8 @@ from errors import Parser, UserError, run_tool
 
 HUB = 'https://huggingface.co/%s/resolve/main/'
 # {backbone: (address, files)}; of alternatives, in a tuple, the first that is there. NEZHA's own
-# release has no direct address: this is its conversion for `transformers`.
+# release has no direct address: this is its conversion for `transformers`. No checksum of these is
+# written down here: Hugging Face states the SHA-256 of weights, of RoFormer's none is published.
 BACKBONES = {
     'roberta': (HUB % 'hfl/chinese-roberta-wwm-ext',
                 ['config.json', 'vocab.txt', ('model.safetensors', 'pytorch_model.bin')]),
@@ -30,7 +35,13 @@ BACKBONES = {
     'roformer': ('https://open.zhuiyi.ai/releases/nlp/models/zhuiyi/',
                  ['chinese_roformer-char_L-12_H-768_A-12.zip']),
 }
-# MD5 of files in CLUE's archives, as far as they are known; the others are counted and read.
+CHECKPOINT = ('bert_config.json', 'vocab.txt', 'bert_model.ckpt.index',
+              'bert_model.ckpt.data-00000-of-00001')  # what is taken out of a backbone's archive
+# MD5 of files in CLUE's archives, as far as they are known; the others are counted and read. Of the
+# archives themselves there is none to go by: CLUE has replaced c3's and chid's by fuller ones. Where
+# a copy and PaddleNLP's list (paddlenlp/datasets/hf_datasets/clue.py) both have a file, they agree.
+# On that list alone: train.json of tnews, iflytek and cmnli, cmnli's dev.json, train.50k.json. Not
+# here: wsc, of which copies differ, and chid, of which no genuine copy was to be had.
 MD5 = {
     'afqmc': {'train.json': '319cf775353af9473140abca4052b89a',
               'dev.json': '307154b59cb6c3e68a0f39c310bbd364',
@@ -48,11 +59,25 @@ MD5 = {
                  'dev.json': '853b80709ff2d071f9fce196521b843c',
                  'trial.json': 'cac70d832b971405fa283d0494540759',
                  'test.json': 'fbf9d6e7dea4b00b7310126401109be8'},
+    'cmnli': {'train.json': '7d02308650cd2a0e183bf599ca9bb263',
+              'dev.json': '0b16a50a297a9afb1ce5385ee4dd3d9c',
+              'test.json': '804cb0bb67266983d59d1c855e6b03b0'},
     'csl': {'train.json': 'e927948b4e0eb4992fe9f45a77446bf5',
             'dev.json': '6c2ab8dd3b4785829ead94b05a1cb957',
             'test.json': 'ebfb89575355f00dcd9b18f8353547cd'},
+    'iflytek': {'train.json': 'fc9a21700c32ee3efee3fc283e9ac560',
+                'dev.json': '79b7d95bddeb11cd54198fd077992704',
+                'test.json': 'ea764519ddb4369767d07664afde3325'},
+    'ocnli': {'train.50k.json': 'd38ec492ef086a894211590a18ab7596',
+              'dev.json': '3481b456bee57a3c9ded500fcff6834c',
+              'test.json': '680ff24e6b3419ff8823859bc17936aa'},
+    'tnews': {'train.json': '25c021725309a3330736380a230850fd',
+              'dev.json': 'f0660a3339a32e764075c801b42ece3c',
+              'test1.0.json': '2d1557c7548c72d5a84c47bbbd3a4e85',
+              'test.json': '045a6c4f59bf1a066c4a0d7afe6cd2b4'},
 }
 LARGEST = 4 << 30  # bytes that an archive may unpack to
+MEMBERS = 1000  # files that may be in it
 WAITS = (1, 2, 4, 8)  # seconds before a cut transfer is tried again
 TIMEOUT = 60  # seconds without a byte
 BLOCK = 1 << 16
@@ -68,11 +93,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         for name in ('X-Linked-Etag', 'X-Linked-Size'):
             if headers.get(name):
                 self.linked[name] = headers[name].strip('"')
-        new = super(Redirects, self).redirect_request(request, fp, code, msg, headers, newurl)
-        for name in ('Range', 'If-range'):
-            if new is not None and request.has_header(name):
-                new.add_header(name, request.get_header(name))
-        return new
+        return super(Redirects, self).redirect_request(request, fp, code, msg, headers, newurl)
 
 
 class Cut(Exception):
@@ -84,7 +105,7 @@ def fetch(url, path):
 
     A .part file of an earlier try is gone on with if the server says that the file is still the same.
     Raises UserError with the address and the server's answer, and if size or SHA-256 is not what the
-    server said.
+    server said; OSError if there is no space.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     for wait in WAITS + (None,):
@@ -95,8 +116,6 @@ def fetch(url, path):
             if wait is None:
                 raise UserError('%s: %s; run it again to go on' % (url, error))
             time.sleep(wait)
-        except OSError as error:
-            raise UserError('%s: %s' % (path, error.strerror or error))
     os.replace(path + '.part', path)
     remove(path + '.etag')
 
@@ -115,23 +134,27 @@ def fetch_once(url, part, etag_path):
     try:
         response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is longer than the file
+        if error.code == 416:  # nothing is left to send: the part is the file, or no part of it
+            if error.headers.get('Content-Range') == 'bytes */%d' % have:
+                return check_transfer(url, part, have, redirects.linked)
             remove(part)
             raise Cut('the file has changed')
         if error.code in (429, 500, 502, 503, 504):
             raise Cut('%d %s' % (error.code, error.reason))
         raise UserError('%s: %d %s' % (url, error.code, error.reason))
     except (urllib.error.URLError, http.client.HTTPException, ValueError, OSError) as error:
-        if isinstance(error, ValueError):
+        if isinstance(error, (ValueError, http.client.InvalidURL)):
             raise UserError('%s: %s' % (url, error))
         raise Cut(getattr(error, 'reason', error))
     with response:
-        goes_on = response.status == 206 and (
-            response.headers.get('Content-Range', '').startswith('bytes %d-' % have))
+        goes_on = response.status == 206
+        if goes_on and not response.headers.get('Content-Range', '').startswith('bytes %d-' % have):
+            remove(part)
+            raise Cut('the server sent another part than was asked for')
         have = have if goes_on else 0
-        length = response.headers.get('Content-Length')
-        total = have + int(length) if length else None
+        total = None if response.length is None else have + response.length
         if not goes_on:
+            remove(part)  # first: whenever it is stopped, no part may lie beside another file's tag
             # A weak tag does not say that the bytes are the same.
             etag = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
             with open(etag_path, 'w') as writer:
@@ -148,6 +171,7 @@ def fetch_once(url, part, etag_path):
                     break
                 writer.write(block)
                 bar.update(len(block))
+            sync(writer)
     check_transfer(url, part, total, redirects.linked)
 
 
@@ -155,12 +179,10 @@ def check_transfer(url, part, total, linked):
     size = os.path.getsize(part)
     if total is not None and size < total:
         raise Cut('the connection was cut at %d of %d bytes' % (size, total))
-    expected = [(int(value), 'bytes') for value in (total, linked.get('X-Linked-Size'))
-                if value is not None]
-    for value, unit in expected:
-        if size != value:
+    for expected in (total, linked.get('X-Linked-Size')):
+        if expected is not None and size != int(expected):
             remove(part)
-            raise UserError('%s: got %d bytes, expected %d' % (url, size, value))
+            raise UserError('%s: got %d bytes, expected %s' % (url, size, expected))
     sha256 = linked.get('X-Linked-Etag', '')
     if len(sha256) == 64 and digest(part, 'sha256') != sha256:
         remove(part)
@@ -180,98 +202,135 @@ def remove(path):
         os.remove(path)
 
 
+def sync(writer):
+    """What was written is on the disk before the file gets its name."""
+    writer.flush()
+    os.fsync(writer.fileno())
+
+
 def unpack(archive, folder, wanted):
     """Unpack the files of an archive whose names end as `wanted`, without its folders, into `folder`.
 
     Raises UserError if the archive is damaged or encrypted, or has a path outside, a link, two files
-    of one name, or more than LARGEST bytes.
+    of one name, or more than LARGEST bytes or MEMBERS files; OSError if there is no space.
     """
-    left = LARGEST
     try:
         with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                left -= unpack_member(opened, member, folder, wanted, left)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+            members = opened.infolist()
+            if len(members) > MEMBERS:
+                raise UserError('%s: refused: it has more than %d files' % (archive, MEMBERS))
+            if sum(member.file_size for member in members) > LARGEST:
+                raise UserError('%s: refused: it unpacks to more than %d bytes' % (archive, LARGEST))
+            for member in members:
+                unpack_member(opened, member, folder, wanted)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError,
+            OSError) as error:
+        # EINVAL is what seeking before the file's beginning gives, so damage.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise UserError('%s: the archive cannot be unpacked: %s' % (archive, error))
-    except OSError as error:
-        raise UserError('%s: %s' % (folder, error.strerror or error))
 
 
-def unpack_member(opened, member, folder, wanted, left):
-    """The bytes that were written."""
+def unpack_member(opened, member, folder, wanted):
     name = member.filename.replace('\\', '/')
     parts = name.split('/')
-    if name.startswith('/') or '..' in parts or ':' in parts[0]:
+    if name.startswith('/') or '..' in parts or ':' in name:
         raise UserError('%s: refused: its path %s leads outside' % (opened.filename, member.filename))
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise UserError('%s: refused: %s is a link or a device' % (opened.filename, member.filename))
-    if name.endswith('/') or parts[0] == '__MACOSX' or parts[-1].startswith('.') or not (
+    if name.endswith('/') or '__MACOSX' in parts or parts[-1].startswith('.') or not (
             parts[-1].endswith(wanted)):
-        return 0
-    target, written = os.path.join(folder, parts[-1]), 0
+        return
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise NotImplementedError('%s is not deflated' % member.filename)
+    target = os.path.join(folder, parts[-1])
     if os.path.exists(target):
         raise UserError('%s: refused: two files are called %s' % (opened.filename, parts[-1]))
     with opened.open(member) as reader, open(target, 'wb') as writer:
-        for block in iter(lambda: reader.read(BLOCK), b''):
-            written += len(block)
-            if written > left:
-                raise UserError('%s: refused: it unpacks to more than %d bytes'
-                                % (opened.filename, LARGEST))
-            writer.write(block)
-    return written
+        shutil.copyfileobj(reader, writer)  # a reader gives no more than the size that was declared
+        sync(writer)
+
+
+def find_fault(name, path, checksums=True):
+    """What is not as published with a file of a data set, '' if nothing."""
+    file = os.path.basename(path)
+    if not os.path.exists(path):
+        return 'missing'
+    expected, found = MD5.get(name, {}).get(file), digest(path, 'md5')
+    if found == expected:
+        return ''
+    if checksums and expected:
+        return ('the MD5 is %s, as published it is %s; --skip_checksums takes it all the same'
+                % (found, expected))
+    _, remark, right = check_file(load_task(name), path, PUBLISHED[name][1][file])
+    return '' if right else remark
 
 
 def check_data(name, folder, checksums=True):
-    """Raises UserError if a file of a data set is not as published; prints which are not there."""
-    task = load_task(name)
-    for file, records in PUBLISHED[name][1].items():
-        path = os.path.join(folder, file)
-        if not os.path.exists(path):
+    """Raises UserError if a file is not as published; prints which test files are not there."""
+    for file in PUBLISHED[name][1]:
+        fault = find_fault(name, os.path.join(folder, file), checksums)
+        if fault == 'missing':
+            if not file.startswith('test'):
+                raise UserError('%s: %s is not in the archive' % (name, file))
             print('%s: %s is not in the archive' % (name, file))
-            continue
-        expected = MD5.get(name, {}).get(file)
-        if checksums and expected and digest(path, 'md5') != expected:
-            raise UserError('%s: %s: the MD5 is %s, as published it is %s; --skip_checksums takes it '
-                            'all the same' % (name, file, digest(path, 'md5'), expected))
-        _, remark, right = check_file(task, path, records)
-        if not right:
-            raise UserError('%s: %s: %s' % (name, file, remark))
+        elif fault:
+            raise UserError('%s: %s: %s' % (name, file, fault))
 
 
 def move_in(source, folder):
-    """Put every file of one folder into another, each in one step; what else is there stays."""
+    """Put every file of one folder into another; what it takes the place of stays, as NAME.old."""
     os.makedirs(folder, exist_ok=True)
     for name in sorted(os.listdir(source)):
-        os.replace(os.path.join(source, name), os.path.join(folder, name))
+        new, old = os.path.join(source, name), os.path.join(folder, name)
+        if os.path.exists(old) and digest(old, 'md5') != digest(new, 'md5'):
+            print('%s: not as published: now %s.old' % (old, name))
+            os.replace(old, old + '.old')
+        os.replace(new, old)
 
 
 def from_archive(url, folder, wanted, check):
     """Fetch an archive, unpack it beside `folder`, check it, and move its files in."""
     beside = folder + '.download'
     archive, unpacked = os.path.join(beside, url.rsplit('/', 1)[-1]), os.path.join(beside, 'files')
-    fetch(url, archive)
+    if not os.path.exists(archive):  # it is there if an earlier try was stopped after the transfer
+        fetch(url, archive)
     shutil.rmtree(unpacked, ignore_errors=True)
     os.makedirs(unpacked)
     try:
         unpack(archive, unpacked, wanted)
         check(unpacked)
+        move_in(unpacked, folder)
     except UserError:
         shutil.rmtree(beside)  # the archive too: the next try is to get another
         raise
-    move_in(unpacked, folder)
+    except OSError:  # no space: the archive is good and stays
+        shutil.rmtree(unpacked)
+        raise
     shutil.rmtree(beside)
 
 
 def download_data(name, settings):
-    folder = os.path.join(find_root(settings.data_path), name)
+    folder, checksums = os.path.join(find_root(settings.data_path), name), not settings.skip_checksums
     archive, files = PUBLISHED[name]
-    if all(os.path.exists(os.path.join(folder, file)) for file in files):
-        print('%s: all files are there already; scripts/data checks them' % name)
+    if not any(find_fault(name, os.path.join(folder, file), checksums) for file in files):
+        print('%s: all files are there already, as published' % name)
         return
     from_archive((settings.mirror or DOWNLOADS) + archive, folder, '.json',
-                 lambda unpacked: check_data(name, unpacked, not settings.skip_checksums))
+                 lambda unpacked: check_data(name, unpacked, checksums))
     print('%s: in %s' % (name, folder))
+
+
+def find_missing(folder, files):
+    return [file for file in files if not os.path.exists(os.path.join(folder, file))]
+
+
+def check_backbone(name, folder):
+    """Raises UserError if a file of the checkpoint was not in the archive."""
+    missing = find_missing(folder, CHECKPOINT)
+    if missing:
+        raise UserError('%s: %s is not in the archive' % (name, ', '.join(missing)))
 
 
 def download_backbone(name, settings):
@@ -280,18 +339,20 @@ def download_backbone(name, settings):
     if settings.mirror:
         address = settings.mirror if files[0].endswith('.zip') else settings.mirror + name + '/'
     if files[0].endswith('.zip'):
-        if not os.path.exists(os.path.join(folder, 'bert_model.ckpt.index')):
-            from_archive(address + files[0], folder, ('.json', '.txt', '.index', '-00001'),
-                         lambda unpacked: None)
+        if find_missing(folder, CHECKPOINT):
+            from_archive(address + files[0], folder, CHECKPOINT,
+                         lambda unpacked: check_backbone(name, unpacked))
     else:
         for choices in files:
             fetch_first(address, (choices,) if isinstance(choices, str) else choices, folder)
+        if find_missing(folder, ['model.safetensors']):
+            print('%s: no model.safetensors there: to read pytorch_model.bin needs PyTorch' % name)
     print("%s: in %s; in snippets.py, config_path = '%s'" % (name, folder, folder))
 
 
 def fetch_first(address, names, folder):
     """Fetch the first of these files that the server has, unless one is there already."""
-    if any(os.path.exists(os.path.join(folder, name)) for name in names):
+    if len(find_missing(folder, names)) < len(names):
         return
     for name in names:
         try:
@@ -303,24 +364,34 @@ def fetch_first(address, names, folder):
 
 def run(argv=None):
     names = list(PUBLISHED) + list(BACKBONES)
+    chosen = dict({name: [name] for name in names}, data=list(PUBLISHED), all=names)
     parser = Parser(prog='scripts/download', description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='+', metavar='NAME', choices=names + ['data', 'all'],
+    parser.add_argument('names', nargs='*', metavar='NAME',
                         help='what to fetch: %s; data, all eleven tasks; or all' % ', '.join(names))
     parser.add_argument('--data_path', help='where data sets go, a folder each; the one that '
                                             'snippets.py names, unless said')
     parser.add_argument('--weights_path', default=os.path.join(ROOT, 'weights'),
                         help='where backbones go, a folder each; weights, unless said')
-    parser.add_argument('--mirror', help='another address with the same archives, and a folder for '
-                                         'each backbone that is no archive')
+    parser.add_argument('--mirror', metavar='URL',
+                        help='another address with the same archives, and a folder for each backbone '
+                             'that is no archive: URL/afqmc_public.zip, URL/roberta/config.json')
     parser.add_argument('--skip_checksums', action='store_true',
                         help='take data whose MD5 differs, if it reads and is complete')
     settings = parser.parse_args(argv)
-    if settings.mirror and not settings.mirror.endswith('/'):
-        settings.mirror += '/'
-    chosen = {'data': list(PUBLISHED), 'all': names}
-    for name in dict.fromkeys(one for given in settings.names for one in chosen.get(given, [given])):
-        (download_data if name in PUBLISHED else download_backbone)(name, settings)
+    wrong = [name for name in settings.names if name not in chosen]
+    if wrong or not settings.names:
+        raise UserError('%s: expected one or more of %s' % (
+            ', '.join(wrong) or 'what is to be fetched?', ', '.join(chosen)))
+    if settings.mirror is not None:
+        if not re.match('https?://[^/]', settings.mirror):
+            raise UserError('--mirror: %s: expected an address, https://...' % settings.mirror)
+        settings.mirror = settings.mirror.rstrip('/') + '/'
+    try:
+        for name in dict.fromkeys(one for given in settings.names for one in chosen[given]):
+            (download_data if name in PUBLISHED else download_backbone)(name, settings)
+    except OSError as error:  # no space, a folder that may not be written
+        raise UserError('%s: %s' % (error.filename or name, error.strerror or error))
 
 
 if __name__ == '__main__':

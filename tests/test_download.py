@@ -4,6 +4,8 @@ import http.server
 import io
 import os
 import stat
+import subprocess
+import sys
 import threading
 import zipfile
 
@@ -11,6 +13,7 @@ import pytest
 
 import datasets
 import download
+import errors
 from errors import UserError
 
 CONTENT = bytes(bytearray(range(256))) * 2000
@@ -43,8 +46,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.ranges and self.headers.get('Range') and self.headers.get('If-Range') == etag:
             begin = int(self.headers['Range'][len('bytes='):-1])
             if begin >= whole:
-                self.send_error(416)
+                self.send_response(416)
+                self.send_header('Content-Range', 'bytes */%d' % whole)
+                self.end_headers()
                 return
+            begin += server.shifts.pop() if server.shifts else 0
             self.send_response(206)
             self.send_header('Content-Range', 'bytes %d-%d/%d' % (begin, whole - 1, whole))
         else:
@@ -54,16 +60,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         cut = server.cuts.pop(0) if server.cuts else whole
         self.wfile.write(content[begin:begin + cut])
+        if server.stalls and server.stalls.pop():
+            self.rfile.read(1)  # says no more until the other side hangs up
         if server.after_cut:
             server.after_cut.pop()()
 
 
 @pytest.fixture
 def server():
-    """Serves `files`; `cuts`: after how many bytes the next connections end; `seen`: requests."""
+    """Serves `files`; `cuts`: after how many bytes the next connections end; `seen`: requests.
+
+    stalls: whether the next connections stay open after the cut; shifts: by how many bytes the next
+    parts begin elsewhere than asked.
+    """
     with http.server.HTTPServer(('127.0.0.1', 0), Handler) as server:
         server.files, server.cuts, server.seen, server.ranges = {}, [], [], True
         server.codes, server.redirects, server.after_cut = {}, {}, []
+        server.stalls, server.shifts = [], []
         server.url = 'http://127.0.0.1:%d/' % server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
         thread.start()
@@ -132,6 +145,68 @@ def test_a_file_that_changes_between_two_tries(server, path):
     assert read(path) == CONTENT[::-1]
 
 
+def test_a_file_that_changes_and_a_run_that_is_stopped_right_then(server, path, monkeypatch):
+    """The old part must not be gone on with under the new file's tag."""
+    server.files['/file.bin'], server.cuts = CONTENT, [1000] * 4
+    with pytest.raises(UserError):
+        download.fetch(server.url + 'file.bin', path)
+    server.files['/file.bin'] = CONTENT[::-1]
+
+    def stopped(name, mode='r'):
+        if name.endswith('.part'):
+            raise KeyboardInterrupt
+        return io.open(name, mode)
+    monkeypatch.setattr(download, 'open', stopped, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(server.url + 'file.bin', path)
+    monkeypatch.undo()
+    download.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT[::-1]
+
+
+def test_a_run_that_is_stopped(server, path, monkeypatch):
+    """Ctrl-C keeps what has come; nothing stands under the file's name."""
+    server.files['/file.bin'] = CONTENT
+
+    class Stopped(download.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+    monkeypatch.setattr(download, 'tqdm', Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(server.url + 'file.bin', path)
+    assert not os.path.exists(path) and read(path + '.part') == CONTENT[:download.BLOCK]
+    monkeypatch.undo()
+    download.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT and ranges(server)[-1] == 'bytes=%d-' % download.BLOCK
+
+
+@pytest.mark.parametrize('more, asked', [(b'', 1), (b'x', 2)])
+def test_a_part_that_is_all_there(more, asked, server, path):
+    """Stopped after the last byte: nothing comes again; one byte too many: all of it does."""
+    server.files['/file.bin'] = CONTENT
+    os.makedirs(os.path.dirname(path))
+    for suffix, content in [('.part', CONTENT + more),
+                            ('.etag', b'"%s"' % hashlib.md5(CONTENT).hexdigest().encode())]:
+        with open(path + suffix, 'wb') as writer:
+            writer.write(content)
+    download.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT and len(server.seen) == asked
+    assert os.listdir(os.path.dirname(path)) == ['file.bin']
+
+
+def test_another_part_than_was_asked_for(server, path):
+    server.files['/file.bin'], server.cuts, server.shifts = CONTENT, [1000], [5]
+    download.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT and ranges(server) == [None, 'bytes=1000-', None]
+
+
+def test_a_server_that_says_no_more(server, path, monkeypatch):
+    monkeypatch.setattr(download, 'TIMEOUT', 0.3)
+    server.files['/file.bin'], server.cuts, server.stalls = CONTENT, [download.BLOCK], [True]
+    download.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT and ranges(server) == [None, 'bytes=%d-' % download.BLOCK]
+
+
 def test_a_busy_server(server, path):
     server.files['/file.bin'], server.codes = CONTENT, {'/file.bin': [503, 429]}
     download.fetch(server.url + 'file.bin', path)
@@ -172,26 +247,42 @@ def test_what_hugging_face_says_of_a_file(sent, said, server, path):
     assert not os.path.exists(path) and not os.path.exists(path + '.part')
 
 
-def test_no_space_left(server, path, monkeypatch):
-    server.files['/file.bin'] = CONTENT
+class Full(io.BytesIO):
+    def write(self, block):
+        raise OSError(28, 'No space left on device')
 
-    class Full(io.BytesIO):
-        def write(self, block):
-            raise OSError(28, 'No space left on device')
+
+def test_no_space_left(server, tmp_path, monkeypatch):
+    server.files['/roberta/config.json'] = CONTENT
     monkeypatch.setattr(download, 'open', lambda name, mode='r': (
         Full() if name.endswith('.part') else io.open(name, mode)), raising=False)
     with pytest.raises(UserError) as refused:
-        download.fetch(server.url + 'file.bin', path)
-    assert str(refused.value) == path + ': No space left on device'
+        run(server, tmp_path, 'roberta')
+    assert str(refused.value) == 'roberta: No space left on device'
+
+
+def test_no_space_left_for_what_is_in_an_archive(server, tmp_path, monkeypatch, clue):
+    """What has come through the network stays, and does not come again."""
+    server.files['/afqmc_public.zip'] = archive(sorted(data_files(clue, 'afqmc').items()))
+    monkeypatch.setattr(download, 'open', lambda name, mode='r': (
+        Full() if name.endswith('dev.json') else io.open(name, mode)), raising=False)
+    with pytest.raises(UserError) as refused:
+        run(server, tmp_path, 'afqmc')
+    assert str(refused.value) == 'afqmc: No space left on device'
+    assert os.listdir(str(tmp_path / 'data')) == ['afqmc.download']
+    assert os.listdir(str(tmp_path / 'data' / 'afqmc.download')) == ['afqmc_public.zip']
+    monkeypatch.undo()
+    run(server, tmp_path, 'afqmc')
+    assert len(server.seen) == 1 and os.listdir(str(tmp_path / 'data')) == ['afqmc']
 
 
 # ------------------------------------------------------------------ archives
 
 
-def archive(members):
+def archive(members, compression=zipfile.ZIP_DEFLATED):
     """Bytes of a zip of [(name or ZipInfo, content)]."""
     written = io.BytesIO()
-    with zipfile.ZipFile(written, 'w', zipfile.ZIP_DEFLATED) as opened:
+    with zipfile.ZipFile(written, 'w', compression) as opened:
         for name, content in members:
             opened.writestr(name, content)
     return written.getvalue()
@@ -257,6 +348,46 @@ def test_data_that_is_not_as_published(server, tmp_path, clue):
         assert os.listdir(str(tmp_path / 'data')) == ['csl']
     run(server, tmp_path, 'csl', '--skip_checksums')
     assert read(mine / 'dev.json') == changed['dev.json']
+    assert read(mine / 'train.json.old') == b'mine' and set(os.listdir(str(mine))) == (
+        set(files) | {'train.json.old'})
+
+
+def test_files_that_are_there_but_not_as_published(server, tmp_path, clue, capsys):
+    """They are fetched again, and what they were is kept; what is right is let alone."""
+    files = data_files(clue, 'cluener')
+    server.files['/cluener_public.zip'] = archive(sorted(files.items()))
+    mine = tmp_path / 'data' / 'cluener'
+    os.makedirs(str(mine))
+    for file, content in files.items():
+        (mine / file).write_bytes(content[:1000] if file == 'dev.json' else content)
+    run(server, tmp_path, 'cluener')
+    assert {file: read(mine / file) for file in os.listdir(str(mine))} == dict(
+        files, **{'dev.json.old': files['dev.json'][:1000]})
+    assert 'dev.json: not as published: now dev.json.old' in capsys.readouterr().out
+    run(server, tmp_path, 'cluener')
+    assert len(server.seen) == 1 and 'there already' in capsys.readouterr().out
+
+
+def test_chid_is_not_whole_without_its_answers(root, tmp_path, monkeypatch):
+    """Of which the table says nothing: CLUE publishes no count of them, nor does anyone an MD5."""
+    sample = os.path.join(root, 'clue_dataset', 'sample', 'chid')
+    with open(os.path.join(sample, 'dev.json'), encoding='utf-8') as reader:
+        lines = len(reader.readlines())
+    monkeypatch.setitem(datasets.PUBLISHED, 'chid', ('chid_public.zip', {'dev.json': lines}))
+    assert download.find_fault('chid', os.path.join(sample, 'dev.json')) == ''
+    (tmp_path / 'dev.json').write_bytes(read(os.path.join(sample, 'dev.json')))
+    assert 'dev_answer.json' in download.find_fault('chid', str(tmp_path / 'dev.json'))
+
+
+def test_checksums_are_of_genuine_files(clue):
+    """All but what is in part, rebuilt or not there in this copy (its SOURCES.md)."""
+    others = {('cmnli', 'train.json'), ('cmnli', 'dev.json'), ('iflytek', 'train.json'),
+              ('ocnli', 'train.50k.json'), ('tnews', 'train.json')}
+    found = {(name, file): download.digest(os.path.join(clue, name, file), 'md5')
+             for name in download.MD5 for file in download.MD5[name] if (name, file) not in others}
+    assert found == {(name, file): md5 for name in download.MD5
+                     for file, md5 in download.MD5[name].items() if (name, file) not in others}
+    assert len(found) == 27
 
 
 GOOD = [('dev.json', b'{}')]
@@ -268,12 +399,15 @@ WRONG = {
     'a link': ([(link('train.json'), b'/etc/passwd')], 'train.json is a link'),
     'two of a name': ([('a/dev.json', b'x'), ('b/dev.json', b'y')], 'two files are called dev.json'),
     'a bomb': ([('train.json', b'0' * 300000)], 'unpacks to more than 100000 bytes'),
-    'several small bombs': ([('%d.json' % i, b'0' * 60000) for i in range(3)], 'more than 100000')}
+    'several small bombs': ([('%d.json' % i, b'0' * 60000) for i in range(3)], 'more than 100000'),
+    'many files': ([('%d.txt' % i, b'') for i in range(21)], 'it has more than 20 files'),
+    'another data set': ([('train.txt', b'x'), ('labels.json', b'{}')], 'train.json is not in the')}
 
 
 @pytest.mark.parametrize('case', sorted(WRONG))
 def test_archives_that_are_refused(case, server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, 'LARGEST', 100000)
+    monkeypatch.setattr(download, 'MEMBERS', 20)
     members, said = WRONG[case]
     server.files['/afqmc_public.zip'] = archive(members)
     with pytest.raises(UserError) as refused:
@@ -283,9 +417,19 @@ def test_archives_that_are_refused(case, server, tmp_path, monkeypatch):
     assert sorted(os.listdir(str(tmp_path))) == ['data']
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'text', 'encrypted'])
+@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'text', 'encrypted', 'no deflate stream',
+                                    'bzip2', 'more than it says', 'no beginning'])
 def test_damaged_archives(damage, server, tmp_path):
     content = bytearray(archive([('dev.json', CONTENT[:3000] + os.urandom(3000))]))
+    directory = content.index(b'PK\x01\x02')
+    if damage == 'no deflate stream':  # its blocks have no such kind
+        content[38] = 0xff
+    if damage == 'bzip2':
+        content = archive([('dev.json', b'x')], zipfile.ZIP_BZIP2)
+    if damage == 'more than it says':  # 10 bytes, in both headers, where 6,000 are
+        content[22:26] = content[directory + 24:directory + 28] = b'\x0a\0\0\0'
+    if damage == 'no beginning':  # the directory is said to begin before the file does
+        content[-10:-6] = b'\xff\xff\xff\x0f'
     if damage == 'truncated':
         content = content[:-100]
     if damage == 'flipped':
@@ -294,7 +438,7 @@ def test_damaged_archives(damage, server, tmp_path):
         content = b'<html>not found</html>'
     if damage == 'encrypted':  # the flag, in both headers
         content[6] |= 1
-        content[content.index(b'PK\x01\x02') + 8] |= 1
+        content[directory + 8] |= 1
     server.files['/afqmc_public.zip'] = bytes(content)
     with pytest.raises(UserError) as refused:
         run(server, tmp_path, 'afqmc')
@@ -321,18 +465,46 @@ def test_backbones(server, tmp_path, capsys):
     assert found == {'roberta': ['config.json', 'model.safetensors', 'vocab.txt'],
                      'nezha': ['config.json', 'pytorch_model.bin', 'vocab.txt'],
                      'roformer': sorted(files)}
-    assert "config_path = '%s'" % (tmp_path / 'weights' / 'nezha') in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "config_path = '%s'" % (tmp_path / 'weights' / 'nezha') in said
+    assert 'nezha: no model.safetensors there: to read' in said and 'roberta: no' not in said
     before = len(server.seen)
     run(server, tmp_path, 'roberta', 'nezha', 'roformer')
     assert len(server.seen) == before
 
 
-def test_names(capsys):
+def test_a_checkpoint_in_part(server, tmp_path):
+    server.files['/chinese_roformer-char_L-12_H-768_A-12.zip'] = archive(
+        [('folder/' + file, b'x') for file in download.CHECKPOINT[:-1]])
     with pytest.raises(UserError) as refused:
-        download.run(['nosuch'])
-    assert 'afqmc' in str(refused.value) and 'roformer' in str(refused.value)
-    with pytest.raises(UserError):
-        download.run([])
+        run(server, tmp_path, 'roformer')
+    assert str(refused.value) == (
+        'roformer: bert_model.ckpt.data-00000-of-00001 is not in the archive')
+    assert os.listdir(str(tmp_path / 'weights')) == []
+
+
+@pytest.mark.parametrize('args, said', [
+    ([], 'what is to be fetched?: expected one or more of afqmc, '),
+    (['wsc', 'nosuch'], 'nosuch: expected one or more of afqmc, '),
+    (['roberta', '--mirror', 'ftp://a/b'], '--mirror: ftp://a/b: expected an address, https://...'),
+    (['roberta', '--mirror', 'http://a b/'], "http://a b/roberta/config.json: "),
+    (['roberta', '--weights_path', __file__], __file__),
+    (['wsc', '--data_path', '/nosuch'], 'data_path: no folder /nosuch')])
+def test_usage(args, said, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['download.py'] + args)
+    with pytest.raises(SystemExit) as ended:
+        errors.run_tool('scripts/download', download.run)
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out, printed.err.count('\n')) == (2, '', 1)
+    assert printed.err.startswith('scripts/download: error: ' + said)
+    if not args or 'nosuch' in args:
+        assert all(name in printed.err for name in ('cmrc2018', 'roformer', 'data', 'all'))
+
+
+def test_it_starts_without_tensorflow(root):
+    program = ("import sys; sys.path.insert(0, %r); import download; "
+               "assert not {'tensorflow', 'bert4keras', 'snippets'} & set(sys.modules)" % root)
+    assert subprocess.check_output([sys.executable, '-c', program], stderr=subprocess.STDOUT) == b''
 
 
 def test_addresses():
@@ -341,5 +513,6 @@ def test_addresses():
         'https://storage.googleapis.com/cluebenchmark/tasks/cluewsc2020_public.zip')
     assert download.BACKBONES['roberta'][0] == (
         'https://huggingface.co/hfl/chinese-roberta-wwm-ext/resolve/main/')
-    assert set(download.MD5) <= set(datasets.PUBLISHED)
-    assert sum(map(len, download.MD5.values())) == 19
+    assert {name: set(files) for name, files in download.MD5.items()} == {
+        name: set(files) for name, (_, files) in datasets.PUBLISHED.items()
+        if name not in ('chid', 'wsc')}
