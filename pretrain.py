@@ -146,6 +146,7 @@ def prepare(settings):
         with open(source['dict_path'], encoding='utf-8') as reader:
             tokens = reader.read().splitlines()
         config = checkpoints.read_config(source['config_path'])
+        config.pop('use_relative_position', None)
     elif os.path.exists(cache) and os.path.exists(dict_path):
         with open(dict_path, encoding='utf-8') as reader:
             tokens = reader.read().splitlines()
@@ -156,13 +157,13 @@ def prepare(settings):
         raise UserError('%d tokens: expected at most 65,535' % len(tokens))
     if not settings.init_checkpoint:
         config = collections.OrderedDict(
-            attention_probs_dropout_prob=settings.dropout, hidden_act='gelu',
-            hidden_dropout_prob=settings.dropout, hidden_size=settings.hidden_size,
+            attention_probs_dropout_prob=0.1, hidden_act='gelu',
+            hidden_dropout_prob=0.1, hidden_size=settings.hidden_size,
             initializer_range=0.02, intermediate_size=settings.intermediate_size,
             max_position_embeddings=settings.max_position, num_attention_heads=settings.heads,
             num_hidden_layers=settings.layers, type_vocab_size=2, vocab_size=len(tokens))
-        if settings.backbone == 'nezha':
-            config['use_relative_position'] = True
+    if settings.backbone == 'nezha':
+        config['use_relative_position'] = True
     write_text(dict_path, '\n'.join(tokens) + '\n')
     checkpoints.write_json(config_path, config)
     tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
@@ -299,21 +300,30 @@ class Objective(object):
         return K.mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=outputs))
 
 
-def build(backbone, config, checkpoint_path=None):
-    """(model, transformer), all of it trained."""
+def build(backbone, config, checkpoint_path=None, dropout=0.0):
+    """(model, transformer), all of it trained; starting from a checkpoint, or anew."""
     positions = keras.layers.Input(batch_shape=(None,), name='Input-Masked-Positions')
     kind = type('MaskedTokens' + backbone, (MaskedTokens, BACKBONES[backbone]), {})
     config = dict(config, max_position=config.get('max_position_embeddings', 512),
-                  dropout_rate=config.get('hidden_dropout_prob'),
-                  attention_dropout_rate=config.get('attention_probs_dropout_prob'),
+                  dropout_rate=dropout, attention_dropout_rate=dropout,
                   segment_vocab_size=config.get('type_vocab_size', 2))
     transformer = kind(positions=positions, keyed_dropout=True, **config)
     transformer.build(additional_input_layers=[positions])
+    initialize(transformer, config.get('initializer_range', 0.02))
     if checkpoint_path:
-        transformer.load_weights_from_checkpoint(checkpoint_path)
-    else:
-        initialize(transformer, config.get('initializer_range', 0.02))
+        load(transformer, checkpoint_path)
     return transformer.model, transformer
+
+
+def load(transformer, checkpoint_path):
+    """A checkpoint's values; positions, which other kinds lack, and an MLM head may start anew."""
+    there, mapping = checkpoints.list_variables(checkpoint_path), transformer.variable_mapping()
+    missing = [layer for layer, names in mapping.items() if layer in transformer.layers
+               and layer.startswith(('Embedding-Position', 'MLM-')) and set(names) - set(there)]
+    if missing:
+        print('%s: starting anew: %s' % (checkpoint_path, ', '.join(missing)))
+    transformer.load_weights_from_checkpoint(checkpoint_path, {
+        layer: names for layer, names in mapping.items() if layer not in missing})
 
 
 def initialize(transformer, stddev):
@@ -323,8 +333,17 @@ def initialize(transformer, stddev):
         shape = K.int_shape(weight)
         value = truncated_normal(shape, stddev) if len(shape) > 1 else np.full(
             shape, float(name.endswith('gamma')))
+        if name.endswith('position_embeddings'):
+            # Neighbours are alike from the first step on, also where few sequences are that long.
+            value = sinusoids(*shape) * stddev * 2**0.5
         pairs.append((weight, value))
     K.batch_set_value(pairs)
+
+
+def sinusoids(positions, size):
+    """(positions, size)"""
+    angles = np.arange(positions)[:, None] / 10000 ** (np.arange(size // 2) * 2 / size)
+    return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(positions, size)
 
 
 def variables(transformer):
@@ -400,7 +419,8 @@ class Pretraining(object):
         train.set_seed(settings.seed)
         initial = settings.init_checkpoint and checkpoints.find_files(
             settings.init_checkpoint)['checkpoint_path']
-        self.model, self.transformer = build(settings.backbone, self.config, initial)
+        self.model, self.transformer = build(settings.backbone, self.config, initial,
+                                             settings.dropout)
         self.optimizer = snippets.get_optimizer(
             settings.learning_rate, int(settings.warmup * settings.steps), settings.steps,
             grad_accum_steps=settings.grad_accum_steps)
@@ -513,6 +533,16 @@ def draw(history, baselines, path):
     pyplot.close(figure)
 
 
+def share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError('expected a number from 0 to below 1, got %s' % text)
+    return value
+
+
 def parse_flags(argv=None):
     parser = Parser(prog='scripts/pretrain', description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -533,8 +563,9 @@ def parse_flags(argv=None):
             ('save_every', 500, 'steps from one state to the next, a multiple of eval_every')]:
         parser.add_argument('--' + name, type=count, default=default, help=text)
     parser.add_argument('--learning_rate', type=train.positive_number, default=5e-4, help='the highest')
-    parser.add_argument('--warmup', type=float, default=0.05, help='share of steps in which it rises')
-    parser.add_argument('--dropout', type=float, default=0.1, help='of hidden states and attention')
+    parser.add_argument('--warmup', type=share, default=0.05, help='share of steps in which it rises')
+    parser.add_argument('--dropout', type=share, default=0.0,
+                        help='while pretraining; 0 where no text is seen twice')
     parser.add_argument('--held_out', type=size, default=200, help='every so manieth text is held out')
     parser.add_argument('--seed', type=size, default=42, help='one seed, one result')
     parser.add_argument('--no_whole_words', dest='whole_words', action='store_false',

@@ -7,8 +7,10 @@ import bert4keras.models
 import numpy as np
 import pytest
 
+import checkpoints
 import deltas
 import loop
+import models
 import pretrain
 import small
 import snippets
@@ -182,6 +184,29 @@ def test_its_backbone_can_be_tuned_and_pretrained_further(texts, tmp_path, no_cu
     assert 0 < np.abs(value - first[name]).max() < 0.05
 
 
+@pytest.mark.parametrize('kinds', [('roformer', 'roberta'), ('roberta', 'nezha'), ('nezha', 'roformer')])
+def test_a_backbone_of_another_kind(kinds, texts, tmp_path, capsys, no_curve, clear_session):
+    """What both kinds have goes on from its values; positions, which RoBERTa alone has, start anew."""
+    start(texts, tmp_path / 'first', backbone=kinds[0])
+    capsys.readouterr()
+    start(texts, tmp_path / 'second', backbone=kinds[1], init_checkpoint=tmp_path / 'first', steps=3)
+    assert ('starting anew: Embedding-Position\n' in capsys.readouterr().out) == (kinds[1] == 'roberta')
+    files = [checkpoints.find_files(str(tmp_path / name)) for name in ('first', 'second')]
+    assert [models.detect_backbone(file['config_path'], file['checkpoint_path'])
+            for file in files] == list(kinds)
+    first, second = [checkpoints.read_variables(file['checkpoint_path']) for file in files]
+    assert len(set(first) ^ set(second)) == ('roberta' in kinds)
+    for name in set(first) & set(second):
+        assert np.abs(first[name] - second[name]).max() < 0.05, name
+
+
+def test_positions_begin_as_sinusoids():
+    found = pretrain.sinusoids(50, 8)
+    angles = np.arange(50)[:, None] / 10000 ** (np.array([0, 2, 4, 6]) / 8)
+    np.testing.assert_allclose(found[:, ::2], np.sin(angles))
+    np.testing.assert_allclose(found[:, 1::2], np.cos(angles))
+
+
 # ------------------------------------------------------------------ going on, learning
 
 
@@ -234,12 +259,11 @@ def test_other_settings_are_refused(texts, tmp_path, no_curve, clear_session):
 def test_the_loss_falls_on_ten_sentences(kind, tmp_path, no_curve, clear_session):
     path = tmp_path / 'ten.txt'
     small.write_text(path, ''.join(small.sentence(7 * i + 1, 24) + '\n' for i in range(10)))
-    steps = 900
     run = start(str(path), tmp_path / 'out', backbone=kind, layers=2, hidden_size=64, heads=4,
-                intermediate_size=128, maxlen=26, batch_size=16, steps=steps, eval_every=150,
-                save_every=steps, held_out=0, dropout=0, learning_rate=3e-3)
+                intermediate_size=128, maxlen=26, batch_size=32, steps=1200, eval_every=200,
+                save_every=1200, held_out=0, learning_rate=3e-3)
     losses = [note['train_loss'] for note in run.history]
-    assert losses[0] > 2 and losses[-1] < 0.8 * losses[0]
+    assert losses[0] > 1 and losses[-1] < 0.15
 
 
 def test_the_curve(texts, tmp_path, clear_session):
