@@ -6,17 +6,20 @@ loads like any other backbone.
 """
 import argparse
 import collections
+import hashlib
 import json
 import lzma
 import os
 import string
 import sys
 import time
+import zipfile
 
 import compat
 import numpy as np
 import tensorflow as tf
 from bert4keras.backend import K, keras
+from bert4keras.tokenizers import load_vocab
 from tqdm import tqdm
 
 import checkpoints
@@ -33,6 +36,7 @@ from models import BACKBONES, PromptTuning
 STATE = 'fl-tuning-pretraining-1'
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 CHOSEN = 0.15
+SHORTEST = 16  # tokens a sequence where a length warm-up begins
 
 Corpus = collections.namedtuple('Corpus', 'train held_out')
 Corpus.__doc__ = """Two (ids, begins): all texts as one row of token ids, uint16, [SEP] between them, and
@@ -135,61 +139,73 @@ def import_extra(name):
 
 
 def prepare(settings):
-    """(tokenizer, Corpus, config); made once and kept in `output_dir`/corpus.npz."""
+    """(tokenizer, Corpus, config); the corpus is made once and kept in `output_dir`/corpus.npz."""
     dict_path = os.path.join(settings.output_dir, 'vocab.txt')
-    config_path = os.path.join(settings.output_dir, 'bert_config.json')
     cache = os.path.join(settings.output_dir, 'corpus.npz')
-    made_of = json.dumps([settings.texts, settings.init_checkpoint, settings.vocab_size,
-                          settings.whole_words, settings.held_out])
     if settings.init_checkpoint:
         source = checkpoints.find_files(settings.init_checkpoint)
-        with open(source['dict_path'], encoding='utf-8') as reader:
-            tokens = reader.read().splitlines()
+        tokens = list(load_vocab(source['dict_path']))
         config = checkpoints.read_config(source['config_path'])
         config.pop('use_relative_position', None)
-    elif os.path.exists(cache) and os.path.exists(dict_path):
-        with open(dict_path, encoding='utf-8') as reader:
-            tokens = reader.read().splitlines()
     else:
-        tokens = make_vocab((text for path in settings.texts for text in read_texts(path)),
-                             settings.vocab_size)
-    if len(tokens) > 65535:
-        raise UserError('%d tokens: expected at most 65,535' % len(tokens))
-    if not settings.init_checkpoint:
-        config = collections.OrderedDict(
-            attention_probs_dropout_prob=0.1, hidden_act='gelu',
-            hidden_dropout_prob=0.1, hidden_size=settings.hidden_size,
-            initializer_range=0.02, intermediate_size=settings.intermediate_size,
-            max_position_embeddings=settings.max_position, num_attention_heads=settings.heads,
-            num_hidden_layers=settings.layers, type_vocab_size=2, vocab_size=len(tokens))
+        tokens = list(load_vocab(dict_path)) if os.path.exists(cache) and os.path.exists(
+            dict_path) else make_vocab(read_all(settings.texts), settings.vocab_size)
+        config = new_config(settings, len(tokens))
     if settings.backbone == 'nezha':
         config['use_relative_position'] = True
-    write_text(dict_path, '\n'.join(tokens) + '\n')
-    checkpoints.write_json(config_path, config)
+    if len(tokens) > 65535:
+        raise UserError('%d tokens: expected at most 65,535' % len(tokens))
     tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
-    if os.path.exists(cache):
-        arrays = np.load(cache)
-        if str(arrays['made_of']) != made_of:
-            raise UserError('%s: made of %s, here it is %s; name another output_dir, or remove it'
-                            % (cache, arrays['made_of'], made_of))
-        return tokenizer, Corpus((arrays['ids'], arrays['begins']),
-                                 (arrays['held_ids'], arrays['held_begins'])), config
-    parts = []
-    for held_out in (False, True):
-        texts = (text for path in settings.texts for text in read_texts(path))
-        every = settings.held_out
-        chosen = (text for i, text in enumerate(texts)
-                  if every and (i % every == every - 1) == held_out or not every and not held_out)
-        parts.append(encode(chosen, tokenizer, settings.whole_words))
-    corpus = Corpus(*parts)
+    made_of = json.dumps([settings.texts, settings.vocab_size, settings.whole_words, settings.held_out,
+                          hashlib.sha256('\n'.join(tokens).encode('utf-8')).hexdigest()[:16]])
+    corpus = read_corpus(cache, made_of) if os.path.exists(cache) else encode_corpus(settings, tokenizer)
     if len(corpus.train[0]) < settings.maxlen:
         raise UserError('%s: %d tokens, fewer than one sequence of %d'
                         % (', '.join(settings.texts), len(corpus.train[0]), settings.maxlen))
-    with replacing(cache) as temporary:
-        with open(temporary, 'wb') as writer:
-            np.savez(writer, made_of=made_of, ids=corpus.train[0], begins=corpus.train[1],
-                     held_ids=corpus.held_out[0], held_begins=corpus.held_out[1])
+    write_text(dict_path, '\n'.join(tokens) + '\n')
+    checkpoints.write_json(os.path.join(settings.output_dir, 'bert_config.json'), config)
+    if not os.path.exists(cache):
+        with replacing(cache) as temporary:
+            with open(temporary, 'wb') as writer:
+                np.savez(writer, made_of=made_of, ids=corpus.train[0], begins=corpus.train[1],
+                         held_ids=corpus.held_out[0], held_begins=corpus.held_out[1])
     return tokenizer, corpus, config
+
+
+def new_config(settings, vocab_size):
+    """bert_config.json of a backbone that starts anew; its dropout is that of tuning."""
+    return collections.OrderedDict(
+        attention_probs_dropout_prob=0.1, hidden_act='gelu', hidden_dropout_prob=0.1,
+        hidden_size=settings.hidden_size, initializer_range=0.02,
+        intermediate_size=settings.intermediate_size, max_position_embeddings=settings.max_position,
+        num_attention_heads=settings.heads, num_hidden_layers=settings.layers, type_vocab_size=2,
+        vocab_size=vocab_size)
+
+
+def read_all(paths):
+    return (text for path in paths for text in read_texts(path))
+
+
+def encode_corpus(settings, tokenizer):
+    parts, every = [], settings.held_out
+    for held_out in (False, True):
+        chosen = (text for i, text in enumerate(read_all(settings.texts))
+                  if bool(every and i % every == every - 1) == held_out)
+        parts.append(encode(chosen, tokenizer, settings.whole_words))
+    return Corpus(*parts)
+
+
+def read_corpus(cache, made_of):
+    try:
+        arrays = np.load(cache)
+        theirs = str(arrays['made_of'])
+        if theirs == made_of:
+            return Corpus((arrays['ids'], arrays['begins']),
+                          (arrays['held_ids'], arrays['held_begins']))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError('%s: damaged: %s; remove it' % (cache, error))
+    raise UserError('%s: made of %s, here it is %s; name another output_dir, or remove it'
+                    % (cache, theirs, made_of))
 
 
 # ------------------------------------------------------------------ batches
@@ -232,15 +248,23 @@ def mask_tokens(ids, begins, random, tokenizer, vocab_size, kept):
 
 
 class Sampler(object):
-    """Batches as a function of seed and step: each epoch goes through the text once, shifted."""
+    """Batches as a function of seed and step: each epoch goes through the text once, shifted.
 
-    def __init__(self, part, tokenizer, vocab_size, settings):
+    In the first `length_warmup` steps sequences are shorter, of SHORTEST tokens and then twice as long
+    time and again, and batches have as many more of them (Li et al. 2022, arXiv 2108.06084).
+    """
+
+    def __init__(self, part, tokenizer, vocab_size, settings, length=None):
         self.part, self.tokenizer, self.vocab_size, self.settings = part, tokenizer, vocab_size, settings
+        self.length = length or settings.maxlen
+        self.batch_size = max(1, settings.batch_size * settings.maxlen // self.length)
         self.kept = [tokenizer.token_to_id(t) for t in snippets.SPECIAL_TOKENS
                      if tokenizer.token_to_id(t) is not None]
-        self.size = settings.maxlen - 2
+        self.size = self.length - 2
         self.per_epoch = max(1, (len(part[0]) - self.size) // self.size)
         self.epoch, self.order = None, None
+        self.shorter = [Sampler(part, tokenizer, vocab_size, settings, SHORTEST << i) for i in range(16)
+                        if SHORTEST << i < self.length and not length]
 
     def places(self, numbers):
         """Where the sequences with these numbers, counted over all epochs, begin."""
@@ -257,8 +281,10 @@ class Sampler(object):
 
     def batch(self, step):
         """([token ids, segment ids, places], labels) of a step, counted from 0."""
-        size = self.settings.batch_size
-        ids, begins = sequences(self.part, self.tokenizer, self.settings.maxlen,
+        size = self.batch_size
+        if step < self.settings.length_warmup and self.shorter:
+            return self.shorter[step * len(self.shorter) // self.settings.length_warmup].batch(step)
+        ids, begins = sequences(self.part, self.tokenizer, self.length,
                                 self.places(range(step * size, (step + 1) * size)))
         random = np.random.RandomState([self.settings.seed, 2, step])
         masked, places, labels = mask_tokens(ids, begins, random, self.tokenizer, self.vocab_size,
@@ -310,13 +336,16 @@ def build(backbone, config, checkpoint_path=None, dropout=0.0):
     transformer = kind(positions=positions, keyed_dropout=True, **config)
     transformer.build(additional_input_layers=[positions])
     initialize(transformer, config.get('initializer_range', 0.02))
-    if checkpoint_path:
-        load(transformer, checkpoint_path)
+    if not checkpoint_path or 'Embedding-Position' in load(transformer, checkpoint_path):
+        initialize_positions(transformer)
     return transformer.model, transformer
 
 
 def load(transformer, checkpoint_path):
-    """A checkpoint's values; positions, which other kinds lack, and an MLM head may start anew."""
+    """A checkpoint's values; positions, which other kinds lack, and an MLM head may start anew.
+
+    Returns the names of the layers that do.
+    """
     there, mapping = checkpoints.list_variables(checkpoint_path), transformer.variable_mapping()
     missing = [layer for layer, names in mapping.items() if layer in transformer.layers
                and layer.startswith(('Embedding-Position', 'MLM-')) and set(names) - set(there)]
@@ -324,6 +353,7 @@ def load(transformer, checkpoint_path):
         print('%s: starting anew: %s' % (checkpoint_path, ', '.join(missing)))
     transformer.load_weights_from_checkpoint(checkpoint_path, {
         layer: names for layer, names in mapping.items() if layer not in missing})
+    return missing
 
 
 def initialize(transformer, stddev):
@@ -333,11 +363,16 @@ def initialize(transformer, stddev):
         shape = K.int_shape(weight)
         value = truncated_normal(shape, stddev) if len(shape) > 1 else np.full(
             shape, float(name.endswith('gamma')))
-        if name.endswith('position_embeddings'):
-            # Neighbours are alike from the first step on, also where few sequences are that long.
-            value = sinusoids(*shape) * stddev * 2**0.5
         pairs.append((weight, value))
     K.batch_set_value(pairs)
+
+
+def initialize_positions(transformer):
+    """Sinusoids, as strong as the tokens: neighbours are alike before any of them was trained."""
+    layers = transformer.layers
+    for weight in layers['Embedding-Position'].weights if 'Embedding-Position' in layers else []:
+        tokens = K.get_value(layers['Embedding-Token'].weights[0])
+        K.set_value(weight, sinusoids(*K.int_shape(weight)) * tokens.std() * 2**0.5)
 
 
 def sinusoids(positions, size):
@@ -364,14 +399,18 @@ def write_backbone(transformer, folder):
 
 
 class Evaluation(object):
-    """Held-out loss and accuracy at masked positions, whole-word masking off, the same every time."""
+    """Held-out loss and accuracy at masked positions, whole-word masking off, the same every time.
+
+    count: sequences to measure on, at even distances in the held-out text.
+    """
 
     def __init__(self, corpus, tokenizer, vocab_size, settings, count=256):
         ids, _ = corpus.held_out
         part = ids, np.ones(len(ids), bool)
         size = settings.maxlen - 2
         random, self.batches = np.random.RandomState(0), []
-        starts = np.arange(0, len(ids) - size, size)[:count]
+        starts = np.arange(0, len(ids) - size, size)
+        starts = starts[::-(-len(starts) // count) or 1]
         kept = [tokenizer.token_to_id(t) for t in snippets.SPECIAL_TOKENS
                 if tokenizer.token_to_id(t) is not None]
         for i in range(0, len(starts), 32):
@@ -559,9 +598,12 @@ def parse_flags(argv=None):
             ('max_position', 512, 'positions'), ('vocab_size', 6000, 'tokens, at most'),
             ('maxlen', 128, 'tokens a sequence'), ('batch_size', 64, 'sequences a batch'),
             ('steps', 20000, 'batches'), ('grad_accum_steps', 1, 'batches an update'),
+            ('length_warmup', 0, 'steps in which sequences grow from 16 tokens to maxlen, with as many '
+                                 'tokens a batch: absolute positions are learnt far sooner'),
             ('eval_every', 500, 'steps from one held-out evaluation to the next'),
             ('save_every', 500, 'steps from one state to the next, a multiple of eval_every')]:
-        parser.add_argument('--' + name, type=count, default=default, help=text)
+        parser.add_argument('--' + name, type=count if default else size, default=default,
+                            help=text)
     parser.add_argument('--learning_rate', type=train.positive_number, default=5e-4, help='the highest')
     parser.add_argument('--warmup', type=share, default=0.05, help='share of steps in which it rises')
     parser.add_argument('--dropout', type=share, default=0.0,

@@ -142,6 +142,22 @@ def test_an_epoch_goes_through_the_text_once(tokenizer):
             assert (ours == theirs).all()
 
 
+def test_sequences_grow(tokenizer):
+    """From 16 tokens on, twice as long time and again, with as many tokens a batch."""
+    settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '64',
+                                     '--batch_size', '3', '--length_warmup', '10'])
+    ids = (104 + np.arange(4000) % 400).astype('uint16')
+    sampler, again = [pretrain.Sampler((ids, np.ones(4000, bool)), tokenizer, 504, settings)
+                      for _ in range(2)]
+    batches = [sampler.batch(step)[0][0] for step in range(13)]
+    assert [batch.shape for batch in batches] == [(12, 16)] * 5 + [(6, 32)] * 5 + [(3, 64)] * 3
+    assert (batches[4][0] != batches[3][0]).any()
+    for step in (12, 7, 1):
+        assert (again.batch(step)[0][0] == batches[step]).all()
+    settings.length_warmup = 0
+    assert sampler.batch(0)[0][0].shape == (3, 64)
+
+
 def test_baselines(tokenizer):
     """Of a text where b follows a: known by the token before, not without."""
     text = np.array([104, 105, 106] * 300 + [105] * 10, 'uint16')
