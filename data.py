@@ -157,6 +157,15 @@ def replacing(path):
             os.remove(temporary)
 
 
+def find_strings(value):
+    """The strings in a JSON value, in their order."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [text for item in value for text in find_strings(item)] if isinstance(value, list) else []
+
+
 def write_text(path, text):
     with replacing(path) as temporary:
         with io.open(temporary, 'w', encoding='utf-8', newline='\n') as writer:

@@ -27,11 +27,11 @@ import deltas
 import loop
 import snippets
 import train
-from data import prefetch, replacing, write_text
+from data import file_sha256, find_strings, prefetch, replacing, write_text
 from datasets import PUBLISHED, load_task
 from errors import Parser, UserError, run_tool
 from functions import truncated_normal
-from models import BACKBONES, PromptTuning
+from models import BACKBONES, PromptTuning, detect_backbone
 
 STATE = 'fl-tuning-pretraining-1'
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
@@ -46,21 +46,37 @@ where a word begins, bool, of the same length."""
 # ------------------------------------------------------------------ texts
 
 
-def read_texts(path):
-    """The texts of a file (a line each; .xz, too), or of a folder: of CLUE's train files, or of its
-    .txt and .txt.xz files. Raises UserError."""
-    if os.path.isdir(path):
-        tasks = [name for name in sorted(PUBLISHED) if os.path.isdir(os.path.join(path, name))]
-        files = [name for name in sorted(os.listdir(path)) if name.endswith(('.txt', '.txt.xz'))]
-        if not tasks and not any(name != 'vocab.txt' for name in files):
-            raise UserError('%s: neither CLUE data nor .txt or .txt.xz files' % path)
-        for name in tasks:
-            for text in read_task(name, os.path.join(path, name)):
-                yield text
-        for name in files if not tasks else []:
-            for text in read_texts(os.path.join(path, name)):
-                yield text
-        return
+def find_text_files(path):
+    """[(file, task or None)] of a file, of a folder of CLUE data, the train files, or of a folder's .txt
+    and .txt.xz files. Raises UserError."""
+    if not os.path.exists(path):
+        raise UserError('%s: no such file or folder of texts' % path)
+    if not os.path.isdir(path):
+        return [(path, None)]
+    found = []
+    for name in sorted(os.listdir(path)):
+        if name in PUBLISHED and os.path.isdir(os.path.join(path, name)):
+            task = load_task(name)
+            found += [(os.path.join(path, name, file), task)
+                      for file in task.find_train_files(os.path.join(path, name))]
+    found = found or [(os.path.join(path, name), None) for name in sorted(os.listdir(path))
+                      if name.endswith(('.txt', '.txt.xz')) and name != 'vocab.txt']
+    if not found:
+        raise UserError('%s: neither CLUE data nor .txt or .txt.xz files' % path)
+    return found
+
+
+def read_strings(file, task):
+    """The texts of a file, each a list of strings: a line; or of a task's record all that is Chinese."""
+    for item in task.read_records(file) if task else read_lines(file):
+        strings = [text for text in find_strings(dict(item) if task else item)
+                   if not task or any('\u4e00' <= c <= '\u9fa5' for c in text)]
+        if strings:
+            yield list(dict.fromkeys(strings))
+
+
+def read_lines(path):
+    """The lines of a file, .xz or plain, that are not empty. Raises UserError."""
     try:
         opened = lzma.open(path, 'rt', encoding='utf-8') if path.endswith('.xz') else open(
             path, encoding='utf-8')
@@ -74,20 +90,9 @@ def read_texts(path):
         raise UserError('%s: expected UTF-8: %s' % (path, error.reason))
 
 
-def read_task(name, folder):
-    """The texts of a task's train files, never of dev or test: every string with a Chinese character."""
-    task = load_task(name)
-    for file in task.find_train_files(folder):
-        for record in task.read_records(os.path.join(folder, file)):
-            strings, todo = [], [dict(record)]
-            while todo:
-                value = todo.pop()
-                if isinstance(value, (dict, list)):
-                    todo.extend(reversed(list(value.values() if isinstance(value, dict) else value)))
-                elif isinstance(value, str) and any('\u4e00' <= c <= '\u9fa5' for c in value):
-                    strings.append(value)
-            if strings:
-                yield ' '.join(dict.fromkeys(strings))
+def read_all(paths):
+    """The texts of all files, see `read_strings`."""
+    return (text for path in paths for found in find_text_files(path) for text in read_strings(*found))
 
 
 def make_vocab(texts, size, min_count=5):
@@ -139,37 +144,61 @@ def import_extra(name):
 
 
 def prepare(settings):
-    """(tokenizer, Corpus, config); the corpus is made once and kept in `output_dir`/corpus.npz."""
-    dict_path = os.path.join(settings.output_dir, 'vocab.txt')
+    """(tokens, Corpus, config, what the corpus is made of); it is made once and kept in
+    `output_dir`/corpus.npz. Sets settings.backbone where it is auto."""
     cache = os.path.join(settings.output_dir, 'corpus.npz')
+    tokens, config = None, None
     if settings.init_checkpoint:
         source = checkpoints.find_files(settings.init_checkpoint)
-        tokens = list(load_vocab(source['dict_path']))
-        config = checkpoints.read_config(source['config_path'])
+        snippets.check_backbone(**source)
+        tokens, config = list(load_vocab(source['dict_path'])), checkpoints.read_config(
+            source['config_path'])
+        if settings.backbone == 'auto':
+            settings.backbone = detect_backbone(source['config_path'], source['checkpoint_path'])
         config.pop('use_relative_position', None)
+    files = [file for path in settings.texts for file, _ in find_text_files(path)]
+    made_of = json.dumps([list(map(file_sha256, files)), settings.vocab_size, settings.whole_words,
+                          settings.held_out])
+    if os.path.exists(cache):
+        theirs, corpus = read_corpus(cache, made_of)
+        if tokens and tokens != theirs:
+            raise UserError('%s: made with another vocabulary than that of %s; name another '
+                            'output_dir, or remove it' % (cache, settings.init_checkpoint))
+        tokens = theirs
     else:
-        tokens = list(load_vocab(dict_path)) if os.path.exists(cache) and os.path.exists(
-            dict_path) else make_vocab(read_all(settings.texts), settings.vocab_size)
-        config = new_config(settings, len(tokens))
+        tokens = tokens or make_vocab(map(' '.join, read_all(settings.texts)), settings.vocab_size)
+        if len(tokens) > 65535:
+            raise UserError('%d tokens: expected at most 65,535' % len(tokens))
+        corpus = encode_corpus(settings, tokens)
+    settings.backbone = settings.backbone.replace('auto', 'roberta')
+    config = config or new_config(settings, len(tokens))
     if settings.backbone == 'nezha':
         config['use_relative_position'] = True
-    if len(tokens) > 65535:
-        raise UserError('%d tokens: expected at most 65,535' % len(tokens))
-    tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
-    made_of = json.dumps([settings.texts, settings.vocab_size, settings.whole_words, settings.held_out,
-                          hashlib.sha256('\n'.join(tokens).encode('utf-8')).hexdigest()[:16]])
-    corpus = read_corpus(cache, made_of) if os.path.exists(cache) else encode_corpus(settings, tokenizer)
+    check_sizes(settings, config)
     if len(corpus.train[0]) < settings.maxlen:
         raise UserError('%s: %d tokens, fewer than one sequence of %d'
                         % (', '.join(settings.texts), len(corpus.train[0]), settings.maxlen))
-    write_text(dict_path, '\n'.join(tokens) + '\n')
-    checkpoints.write_json(os.path.join(settings.output_dir, 'bert_config.json'), config)
     if not os.path.exists(cache):
         with replacing(cache) as temporary:
             with open(temporary, 'wb') as writer:
-                np.savez(writer, made_of=made_of, ids=corpus.train[0], begins=corpus.train[1],
-                         held_ids=corpus.held_out[0], held_begins=corpus.held_out[1])
-    return tokenizer, corpus, config
+                np.savez(writer, made_of=made_of, tokens='\n'.join(tokens), ids=corpus.train[0],
+                         begins=corpus.train[1], held_ids=corpus.held_out[0],
+                         held_begins=corpus.held_out[1])
+    return tokens, corpus, config, made_of + digest(tokens)
+
+
+def digest(tokens):
+    return hashlib.sha256('\n'.join(tokens).encode('utf-8')).hexdigest()[:16]
+
+
+def check_sizes(settings, config):
+    """Raises UserError if no backbone of these sizes can be built."""
+    positions = config.get('max_position_embeddings', 512)
+    if settings.backbone == 'roberta' and settings.maxlen > positions:
+        raise UserError('maxlen %d: the backbone has %d positions' % (settings.maxlen, positions))
+    if config['hidden_size'] % (2 * config['num_attention_heads']):
+        raise UserError('hidden_size %d: expected a multiple of twice the %d heads'
+                        % (config['hidden_size'], config['num_attention_heads']))
 
 
 def new_config(settings, vocab_size):
@@ -182,30 +211,37 @@ def new_config(settings, vocab_size):
         vocab_size=vocab_size)
 
 
-def read_all(paths):
-    return (text for path in paths for text in read_texts(path))
+def encode_corpus(settings, tokens):
+    """Every so manieth text is held out, if no string of ten characters in it is in another text too."""
+    tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
+    every, seen = settings.held_out, set()
 
+    def chosen(held_out):
+        for i, strings in enumerate(read_all(settings.texts)):
+            if bool(every and i % every == every - 1) != held_out:
+                continue
+            hashes = [hash(text) for text in strings if len(text) >= 10]
+            if held_out and seen.intersection(hashes):
+                continue
+            seen.update(hashes)
+            yield ' '.join(strings)
 
-def encode_corpus(settings, tokenizer):
-    parts, every = [], settings.held_out
-    for held_out in (False, True):
-        chosen = (text for i, text in enumerate(read_all(settings.texts))
-                  if bool(every and i % every == every - 1) == held_out)
-        parts.append(encode(chosen, tokenizer, settings.whole_words))
-    return Corpus(*parts)
+    return Corpus(*[encode(chosen(held_out), tokenizer, settings.whole_words)
+                    for held_out in (False, True)])
 
 
 def read_corpus(cache, made_of):
+    """(tokens, Corpus)"""
     try:
         arrays = np.load(cache)
         theirs = str(arrays['made_of'])
         if theirs == made_of:
-            return Corpus((arrays['ids'], arrays['begins']),
-                          (arrays['held_ids'], arrays['held_begins']))
+            return str(arrays['tokens']).split('\n'), Corpus(
+                (arrays['ids'], arrays['begins']), (arrays['held_ids'], arrays['held_begins']))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError('%s: damaged: %s; remove it' % (cache, error))
-    raise UserError('%s: made of %s, here it is %s; name another output_dir, or remove it'
-                    % (cache, theirs, made_of))
+    raise UserError('%s: made of %s, here it is %s (texts, vocab_size, whole words, held out); name '
+                    'another output_dir, or remove it' % (cache, theirs, made_of))
 
 
 # ------------------------------------------------------------------ batches
@@ -241,10 +277,16 @@ def mask_tokens(ids, begins, random, tokenizer, vocab_size, kept):
     places = np.concatenate(places).astype('int32')
     labels, draw = ids.reshape(-1)[places], random.rand(len(places))
     new = np.where(draw < MASKED, tokenizer._token_mask_id, labels)
+    others = np.setdiff1d(np.arange(vocab_size), kept)
     new = np.where((draw >= MASKED) & (draw < MASKED + RANDOM),
-                   random.randint(len(kept), vocab_size, len(places)), new)
+                   others[random.randint(0, len(others), len(places))], new)
     masked.reshape(-1)[places] = new
     return masked, places, labels
+
+
+def special_ids(tokenizer):
+    found = map(tokenizer.token_to_id, snippets.SPECIAL_TOKENS)
+    return [number for number in found if number is not None]
 
 
 class Sampler(object):
@@ -258,8 +300,7 @@ class Sampler(object):
         self.part, self.tokenizer, self.vocab_size, self.settings = part, tokenizer, vocab_size, settings
         self.length = length or settings.maxlen
         self.batch_size = max(1, settings.batch_size * settings.maxlen // self.length)
-        self.kept = [tokenizer.token_to_id(t) for t in snippets.SPECIAL_TOKENS
-                     if tokenizer.token_to_id(t) is not None]
+        self.kept = special_ids(tokenizer)
         self.size = self.length - 2
         self.per_epoch = max(1, (len(part[0]) - self.size) // self.size)
         self.epoch, self.order = None, None
@@ -323,7 +364,9 @@ class Objective(object):
 
     @staticmethod
     def loss(labels, outputs):
-        return K.mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=outputs))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=outputs)
+        # A batch of unknown tokens has no masked position.
+        return K.sum(losses) / tf.cast(tf.maximum(tf.size(losses), 1), losses.dtype)
 
 
 def build(backbone, config, checkpoint_path=None, dropout=0.0):
@@ -411,11 +454,11 @@ class Evaluation(object):
         random, self.batches = np.random.RandomState(0), []
         starts = np.arange(0, len(ids) - size, size)
         starts = starts[::-(-len(starts) // count) or 1]
-        kept = [tokenizer.token_to_id(t) for t in snippets.SPECIAL_TOKENS
-                if tokenizer.token_to_id(t) is not None]
+        self.kept = special_ids(tokenizer)
         for i in range(0, len(starts), 32):
             rows, begins = sequences(part, tokenizer, settings.maxlen, starts[i:i + 32])
-            masked, places, labels = mask_tokens(rows, begins, random, tokenizer, vocab_size, kept)
+            masked, places, labels = mask_tokens(rows, begins, random, tokenizer, vocab_size,
+                                                 self.kept)
             self.batches.append(([masked, np.zeros_like(masked), places], labels))
 
     def measure(self, predict):
@@ -432,17 +475,27 @@ class Evaluation(object):
 
     def baselines(self, part, vocab_size):
         """Accuracy at the same places of the commonest token, and of the commonest after the one
-        before, both counted in the training text."""
-        ids = part[0].astype('int64')
-        commonest = np.bincount(ids, minlength=vocab_size).argmax()
-        pairs = np.bincount(ids[:-1] * vocab_size + ids[1:], minlength=vocab_size**2)
-        following = pairs.reshape(vocab_size, vocab_size).argmax(-1)
-        unigram, bigram = [], []
-        for (masked, _, places), labels in self.batches:
-            unigram.append(labels == commonest)
-            bigram.append(labels == following[masked.reshape(-1)[places - 1]])
-        return {'unigram': float(np.concatenate(unigram).mean()),
-                'bigram': float(np.concatenate(bigram).mean())}
+        before, both counted in the training text; of tokens that are ever masked."""
+        ids = part[0]
+        counts = np.bincount(ids, minlength=vocab_size)
+        counts[self.kept] = 0
+        before = np.concatenate([masked.reshape(-1)[places - 1]
+                                 for (masked, _, places), _ in self.batches])
+        labels = np.concatenate([labels for _, labels in self.batches])
+        # A row for each token that stands before a place, not for all, and a part of the text at a time.
+        asked, row = np.unique(before, return_inverse=True)
+        rows = np.full(vocab_size, len(asked))
+        rows[asked] = np.arange(len(asked))
+        pairs, step = np.zeros((len(asked) + 1) * vocab_size, 'int64'), 1 << 24
+        for i in range(0, len(ids) - 1, step):
+            second = ids[i + 1:i + 1 + step]
+            pairs += np.bincount(rows[ids[i:i + len(second)]] * vocab_size + second,
+                                 minlength=len(pairs))
+        pairs = pairs.reshape(-1, vocab_size)
+        pairs[:, self.kept] = 0
+        following = np.where(pairs.any(-1), pairs.argmax(-1), counts.argmax())
+        return {'unigram': float(np.mean(labels == counts.argmax())),
+                'bigram': float(np.mean(labels == following[row]))}
 
 
 class Pretraining(object):
@@ -453,7 +506,10 @@ class Pretraining(object):
             os.makedirs(settings.output_dir, exist_ok=True)
         except OSError as error:
             raise UserError('output_dir: %s: %s' % (settings.output_dir, error.strerror))
-        self.tokenizer, self.corpus, self.config = prepare(settings)
+        self.check_folder()
+        import_extra('matplotlib')  # now, not after hours
+        self.tokens, self.corpus, self.config, self.made_of = prepare(settings)
+        self.tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(self.tokens)})
         K.clear_session()
         train.set_seed(settings.seed)
         initial = settings.init_checkpoint and checkpoints.find_files(
@@ -472,9 +528,17 @@ class Pretraining(object):
     def path(self, name):
         return os.path.join(self.settings.output_dir, name)
 
+    def check_folder(self):
+        """Raises UserError if the folder holds a backbone that this run would take the place of."""
+        folder, ours = self.settings.output_dir, os.path.exists(self.path('pretrain.state'))
+        if os.path.exists(self.path('bert_model.ckpt.index')) and not (ours and self.settings.resume):
+            raise UserError('output_dir: %s: there is a backbone already; name another folder%s'
+                            % (folder, ', or --resume' if ours else ''))
+
     def belongs_to(self):
-        return {name: value for name, value in vars(self.settings).items()
-                if name not in ('output_dir', 'resume', 'save_every', 'texts')}
+        return dict({name: value for name, value in vars(self.settings).items()
+                     if name not in ('output_dir', 'resume', 'save_every', 'texts', 'init_checkpoint')},
+                    corpus=self.made_of, stack=compat.STACK)
 
     def state(self):
         weights = [('%s/%d' % (name, i), weight)
@@ -534,15 +598,21 @@ class Pretraining(object):
         sys.stdout.flush()
 
     def finish(self):
+        """The backbone: its checkpoint last, without which the others are none."""
         settings = self.settings
+        write_text(self.path('vocab.txt'), '\n'.join(self.tokens) + '\n')
+        checkpoints.write_json(self.path('bert_config.json'), self.config)
         write_backbone(self.transformer, settings.output_dir)
         tokens = int(settings.steps) * settings.batch_size * settings.maxlen
         report = dict(
             settings=vars(settings), versions=train.versions(), history=self.history,
             seconds=round(self.seconds, 1), tokens_seen=tokens,
             corpus_tokens={'train': len(self.corpus.train[0]), 'held_out': len(self.corpus.held_out[0])},
-            baselines=self.evaluation.baselines(self.corpus.train, self.config['vocab_size'])
-            if self.evaluation.batches else None)
+            held_out=None, baselines=None)
+        if self.evaluation.batches:
+            report['held_out'] = self.evaluation.measure(self.predict)
+            report['baselines'] = self.evaluation.baselines(self.corpus.train,
+                                                            self.config['vocab_size'])
         write_text(self.path('pretrain.json'), json.dumps(report, ensure_ascii=False, indent=2) + '\n')
         draw(self.history, report['baselines'], self.path('pretrain.png'))
         print('wrote %s: %s' % (settings.output_dir, 'bert_config.json, bert_model.ckpt, vocab.txt, '
@@ -589,14 +659,15 @@ def parse_flags(argv=None):
     parser.add_argument('--texts', nargs='+', required=True,
                         help='files of plain text, .xz too, folders of them, or of CLUE data')
     parser.add_argument('--output_dir', required=True, help='the folder to write')
-    parser.add_argument('--backbone', default='roberta', choices=sorted(BACKBONES), help='its kind')
+    parser.add_argument('--backbone', default='auto', choices=['auto'] + sorted(BACKBONES),
+                        help='its kind; auto: that of init_checkpoint, or roberta')
     parser.add_argument('--init_checkpoint', default='',
                         help='folder of a backbone to go on from, vocabulary and sizes included')
     for name, default, text in [
             ('layers', 4, 'Transformer layers'), ('hidden_size', 256, 'width'),
             ('heads', 4, 'attention heads'), ('intermediate_size', 1024, 'width of the FFN'),
             ('max_position', 512, 'positions'), ('vocab_size', 6000, 'tokens, at most'),
-            ('maxlen', 128, 'tokens a sequence'), ('batch_size', 64, 'sequences a batch'),
+            ('batch_size', 64, 'sequences a batch'),
             ('steps', 20000, 'batches'), ('grad_accum_steps', 1, 'batches an update'),
             ('length_warmup', 0, 'steps in which sequences grow from 16 tokens to maxlen, with as many '
                                  'tokens a batch: absolute positions are learnt far sooner'),
@@ -604,6 +675,7 @@ def parse_flags(argv=None):
             ('save_every', 500, 'steps from one state to the next, a multiple of eval_every')]:
         parser.add_argument('--' + name, type=count if default else size, default=default,
                             help=text)
+    parser.add_argument('--maxlen', type=train.whole_number(8), default=128, help='tokens a sequence')
     parser.add_argument('--learning_rate', type=train.positive_number, default=5e-4, help='the highest')
     parser.add_argument('--warmup', type=share, default=0.05, help='share of steps in which it rises')
     parser.add_argument('--dropout', type=share, default=0.0,
@@ -613,7 +685,11 @@ def parse_flags(argv=None):
     parser.add_argument('--no_whole_words', dest='whole_words', action='store_false',
                         help='mask tokens, not words as jieba finds them')
     parser.add_argument('--resume', action='store_true', help='go on where a run was stopped')
-    return parser.parse_args(argv)
+    settings = parser.parse_args(argv)
+    if settings.save_every % settings.eval_every:
+        parser.error('--save_every %d: expected a multiple of --eval_every %d'
+                     % (settings.save_every, settings.eval_every))
+    return settings
 
 
 def run(argv=None):

@@ -54,13 +54,30 @@ def test_texts_of_files_and_folders(tmp_path, clue):
     small.write_text(tmp_path / 'a.txt', '一\n\n二\n')
     with lzma.open(str(tmp_path / 'b.txt.xz'), 'wt', encoding='utf-8') as writer:
         writer.write('三\n四')
-    assert list(pretrain.read_texts(str(tmp_path))) == ['一', '二', '三', '四']
-    with pytest.raises(UserError) as refused:
-        list(pretrain.read_texts(str(tmp_path / 'none.txt')))
-    assert 'none.txt' in str(refused.value)
+    small.write_text(tmp_path / 'vocab.txt', 'no text')
+    assert list(pretrain.read_all([str(tmp_path)])) == [['一'], ['二'], ['三'], ['四']]
+    for name in ('none.txt', 'empty'):
+        (tmp_path / 'empty').mkdir(exist_ok=True)
+        with pytest.raises(UserError) as refused:
+            list(pretrain.read_all([str(tmp_path / name)]))
+        assert name in str(refused.value)
     small.write_text(tmp_path / 'c.txt.xz', 'no xz')
     with pytest.raises(UserError):
-        list(pretrain.read_texts(str(tmp_path)))
+        list(pretrain.read_all([str(tmp_path)]))
+
+
+def test_no_text_is_held_out_that_is_trained_on_too(tmp_path, tokenizer):
+    """Of csl most abstracts stand in several records."""
+    lines = ['一丁丂七丄丅丆万丈三%s' % chr(0x4e10 + i) for i in range(20)]
+    lines[4] = lines[1]
+    small.write_text(tmp_path / 'x.txt', '\n'.join(lines))
+    settings = pretrain.parse_flags(['--texts', str(tmp_path), '--output_dir', 'x', '--held_out', '5',
+                                     '--no_whole_words'])
+    corpus = pretrain.encode_corpus(settings, list(tokenizer._token_dict))
+    held_out, trained = set(corpus.held_out[0]), set(corpus.train[0])
+    ends = [tokenizer.token_to_id(line[-1]) for line in lines]
+    assert [end in held_out for end in ends] == [i in (9, 14, 19) for i in range(20)]
+    assert [end in trained for end in ends] == [i not in (9, 14, 19) for i in range(20)]
 
 
 def test_the_vocabulary(texts):
@@ -71,7 +88,7 @@ def test_the_vocabulary(texts):
     assert found[start:] == ['好', '的', '龘', '，', 'word']
     assert pretrain.make_vocab(['好的好', 'word'] * 9, 215)[start:] == ['好', '的', 'word']
     assert pretrain.make_vocab(['好的'] * 4, 300)[start:] == []
-    lines = list(pretrain.read_texts(texts))
+    lines = [line for line, in pretrain.read_all([texts])]
     assert pretrain.make_vocab(lines, 250) == pretrain.make_vocab(reversed(lines), 250)
     # 36 characters, so that with the first 176 tokens they are 85 %, and three words.
     assert len(pretrain.make_vocab(lines, 250)) == 176 + 36 + 3
@@ -84,7 +101,7 @@ def test_of_clue_only_train_files_are_read(tmp_path):
         for file in os.listdir(str(folder)):
             if 'train' not in file:
                 os.remove(str(folder / file))
-    found = list(pretrain.read_texts(str(tmp_path)))
+    found = list(map(' '.join, pretrain.read_all([str(tmp_path)])))
     assert any('北京大学' in text for text in found) and any('男：' in text for text in found)
     assert len(found) > 20
 
@@ -260,14 +277,51 @@ def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clea
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
-def test_other_settings_are_refused(texts, tmp_path, no_curve, clear_session):
-    start(texts, tmp_path)
+def test_refused_and_nothing_lost(texts, tmp_path, no_curve, clear_session):
+    """Each in one line; what an earlier run left stays as it is."""
+    start(texts, tmp_path / 'out')
+    start(texts, tmp_path / 'other', vocab_size=200, max_position=20)
+    more = tmp_path / 'more.txt'
+    small.write_text(more, '另外的文本\n' * 20)
+
+    def contents():
+        return {name: open(str(tmp_path / 'out' / name), 'rb').read()
+                for name in os.listdir(str(tmp_path / 'out'))}
+    before = contents()
+    for expected, arguments, changes in [
+            ('there is a backbone already', [], {}),
+            ('there is a backbone already', [], {'init_checkpoint': tmp_path / 'other'}),
+            ('seed is 42, here it is 1', ['--resume'], {'seed': 1}),
+            ('layers is 1, here it is 2', ['--resume'], {'layers': 2}),
+            ('backbone is "roberta", here it is "nezha"', ['--resume'], {'backbone': 'nezha'}),
+            ('corpus.npz: made of', ['--resume'], {'vocab_size': 200}),
+            ('corpus.npz: made of', ['--resume'], {'texts': more}),
+            ('another vocabulary', ['--resume'], {'init_checkpoint': tmp_path / 'other'}),
+            ('no such file', ['--resume'], {'init_checkpoint': tmp_path / 'nope'})]:
+        with pytest.raises(UserError) as refused:
+            start(str(changes.pop('texts', texts)), tmp_path / 'out', *arguments, **changes)
+        assert expected in str(refused.value)
+        assert contents() == before
+    with open(str(tmp_path / 'out' / 'corpus.npz'), 'wb') as writer:
+        writer.write(before['corpus.npz'][:500])
     with pytest.raises(UserError) as refused:
-        start(texts, tmp_path, '--resume', seed=1)
-    assert 'seed is 42, here it is 1' in str(refused.value)
+        start(texts, tmp_path / 'out', '--resume')
+    assert 'corpus.npz: damaged' in str(refused.value)
+    os.remove(str(tmp_path / 'out' / 'corpus.npz'))
     with pytest.raises(UserError) as refused:
-        start(texts, tmp_path, vocab_size=200)
-    assert 'corpus.npz: made of' in str(refused.value)
+        start(str(more), tmp_path / 'out', '--resume')
+    assert 'corpus is' in str(refused.value)
+
+
+@pytest.mark.parametrize('expected,changes', [
+    ('maxlen', {'maxlen': 7}), ('maxlen 41: the backbone has 40', {'maxlen': 41}),
+    ('hidden_size 18: expected a multiple', {'hidden_size': 18, 'heads': 6, 'backbone': 'roformer'}),
+    ('save_every 4: expected a multiple', {'save_every': 4}), ('dropout', {'dropout': 1}),
+    ('fewer than one sequence', {'maxlen': 40, 'held_out': 1})])
+def test_bad_flags(expected, changes, texts, tmp_path, no_curve):
+    with pytest.raises(UserError) as refused:
+        start(texts, tmp_path, **changes)
+    assert expected in str(refused.value)
 
 
 @pytest.mark.slow
