@@ -23,7 +23,7 @@ import train
 from data import write_text
 from datasets import load_task
 from errors import Parser, run_tool
-from tiny_backbone import write_tiny_backbone
+from random_backbone import write_random_backbone
 
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'csl', 'iflytek', 'ocnli', 'tnews',
          'wsc']
@@ -52,8 +52,8 @@ def parse_flags(argv=None):
 def write_base_config(folder, flags):
     """bert_config.json of the size to measure; weights are Keras's random ones."""
     heads = max(flags.hidden_size // 64, 1)
-    paths = write_tiny_backbone(os.path.join(folder, 'tiny'), num_hidden_layers=1, hidden_size=4,
-                                num_attention_heads=1, intermediate_size=4)
+    paths = write_random_backbone(os.path.join(folder, 'tiny'), num_hidden_layers=1, hidden_size=4,
+                                  num_attention_heads=1, intermediate_size=4)
     with open(paths['config_path']) as reader:
         config = json.load(reader)
     config.update(

@@ -3,7 +3,7 @@ import json
 import os
 import re
 
-from tiny_backbone import write_tiny_backbone
+from random_backbone import write_random_backbone
 
 CHARACTERS = ('问题一二三四五六七八九十甲乙丙丁的是不在有人这中大来上国和到说们为子你地出道也时年得就那要'
               '下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成事只作当想看文无开手'
@@ -16,7 +16,7 @@ def write_backbone(folder, kind='roberta', **sizes):
     """{setting: path} of a backbone of one layer and hidden size 16."""
     sizes = dict(dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1,
                       num_attention_heads=2, stddev=0.3), **sizes)
-    return write_tiny_backbone(str(folder), CHARACTERS, kind, **sizes)
+    return write_random_backbone(str(folder), CHARACTERS, kind, **sizes)
 
 
 def flags(settings):
@@ -41,6 +41,11 @@ def write_lines(path, records):
 def read_lines(path):
     with open(str(path), encoding='utf-8') as reader:
         return [json.loads(line) for line in reader]
+
+
+def read_json(*parts):
+    with open(os.path.join(*map(str, parts)), encoding='utf-8') as reader:
+        return json.load(reader)
 
 
 def sentence(number, length=6):

@@ -16,7 +16,7 @@ from chid import CHID
 from cluener import CLUENER
 from cmnli import CMNLI
 from cmrc2018 import CMRC2018
-from tiny_backbone import write_vocab
+from random_backbone import write_vocab
 from wsc import WSC
 
 TASKS = {task.name: task for task in (AFQMC, C3, CHID, CLUENER, CMNLI, CMRC2018, WSC)}

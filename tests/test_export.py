@@ -125,7 +125,7 @@ def test_merged_checkpoint_in_plain_bert4keras(kind, layers, make, texts, tmp_pa
     paths, weights = make(kind, ffn_prompt_size=7, layers=layers)
     expected = probabilities(paths, weights, texts)
     run_export('checkpoint', paths, weights, tmp_path / 'merged')
-    config = read_json(tmp_path / 'merged' / 'bert_config.json')
+    config = small.read_json(tmp_path / 'merged' / 'bert_config.json')
     assert config['intermediate_size'] == 96 + 7
     plain = bert4keras.models.build_transformer_model(
         str(tmp_path / 'merged' / 'bert_config.json'), str(tmp_path / 'merged' / 'bert_model.ckpt'),
@@ -143,11 +143,6 @@ def test_merged_checkpoint_in_plain_bert4keras(kind, layers, make, texts, tmp_pa
         paths['config_path'], paths['checkpoint_path'], model=PLAIN[kind])
     hidden = plain.predict([ids, np.zeros_like(ids)])
     assert np.abs(softmax(hidden[:, 0].dot(head['head/0']) + head['head/1']) - expected).max() > 0.01
-
-
-def read_json(path):
-    with open(str(path), encoding='utf-8') as reader:
-        return json.load(reader)
 
 
 def test_everything_else_in_the_checkpoint_stays(make, tmp_path, clear_session):
@@ -220,7 +215,7 @@ def test_onnx(kind, task, sizes, make, texts, tmp_path, clear_session):
     inputs = [cut, np.zeros_like(cut)] + [(cut > 0).astype('int32')] * (task == 'cmrc2018')
     expected = model.outputs(inputs)
     run_export('onnx', paths, weights, tmp_path, task)
-    about = read_json(tmp_path / 'task.json')
+    about = small.read_json(tmp_path / 'task.json')
     session = onnxruntime.InferenceSession(str(tmp_path / 'model.onnx'),
                                            providers=['CPUExecutionProvider'])
     assert [value.name for value in session.get_inputs()] == about['inputs']
@@ -286,7 +281,7 @@ def test_transformers_classifies_the_same(kind, make, texts, tmp_path, torch_pyt
     expected = probabilities(paths, weights, texts)
     run_export('transformers', paths, weights, tmp_path)
     ids = padded_ids(paths, texts)
-    config = read_json(tmp_path / 'config.json')
+    config = small.read_json(tmp_path / 'config.json')
     assert config['id2label'] == {'0': '0', '1': '1'}
     segments = (np.arange(ids.shape[1])[None] > 9) * np.ones_like(ids)
     found = torch_outputs(torch_python, tmp_path, ids, texts, segments)
@@ -424,7 +419,8 @@ def test_a_whole_run_on_a_huggingface_folder(make, tmp_path, clear_session):
     folder = tmp_path / 'hf'
     os.makedirs(str(folder))
     shutil.copy(paths['dict_path'], str(folder / 'vocab.txt'))
-    config = dict(read_json(paths['config_path']), model_type='bert', prefix=None, torch_dtype='float32')
+    config = dict(small.read_json(paths['config_path']), model_type='bert', prefix=None,
+                  torch_dtype='float32')
     small.write_json(folder / 'config.json', config)
     variables = checkpoints.read_variables(paths['checkpoint_path'])
     save_file({checkpoints.huggingface_name(name): checkpoints.transposed(name, value)

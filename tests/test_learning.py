@@ -5,7 +5,7 @@ import os
 import pytest
 
 import train
-from tiny_backbone import write_tiny_backbone
+from random_backbone import write_random_backbone
 
 # task, epochs, learning rate, what always saying the same would score at most, what must be reached
 RUNS = [
@@ -31,8 +31,8 @@ def test_a_short_run_learns(name, epochs, rate, majority, reached, root, tmp_pat
     for file in os.listdir(folder):
         with open(os.path.join(folder, file), encoding='utf-8') as reader:
             characters.update(reader.read().lower())
-    paths = write_tiny_backbone(str(tmp_path / 'backbone'), characters, stddev=0.1,
-                                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    paths = write_random_backbone(str(tmp_path / 'backbone'), characters, stddev=0.1,
+                                  hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     flags = {'epochs': epochs, 'learning_rate': rate, 'batch_size': 16, 'grad_accum_steps': 1,
              'data_path': os.path.dirname(folder), 'output_dir': str(tmp_path)}
     task_class = getattr(importlib.import_module(name), name.upper())

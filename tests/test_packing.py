@@ -18,16 +18,16 @@ import train
 from afqmc import AFQMC
 from cluener import CLUENER
 from functions import FastLayerNormalization, exact_gelu
-from tiny_backbone import write_tiny_backbone
+from random_backbone import write_random_backbone
 from tokenizer import FastTokenizer, cut
 
 CHARACTERS = '你我他她它们的是不了在人有这上大来和国地到以说时要就出会可也'
 
 
 def write_backbone(folder, kind, dropout=0.0):
-    return write_tiny_backbone(str(folder), CHARACTERS, kind, hidden_size=32, intermediate_size=64,
-                               stddev=0.1, hidden_dropout_prob=dropout,
-                               attention_probs_dropout_prob=dropout)
+    return write_random_backbone(str(folder), CHARACTERS, kind, hidden_size=32, intermediate_size=64,
+                                 stddev=0.1, hidden_dropout_prob=dropout,
+                                 attention_probs_dropout_prob=dropout)
 
 
 def build(task_class, paths, padded, sizes=(0, 8), prompt_dropout=0.0, monkeypatch=None):

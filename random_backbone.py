@@ -1,4 +1,4 @@
-"""A tiny backbone of random weights in the official layout: for trying the program and its tests."""
+"""Backbones of random weights in the official layout: for tests, benchmarks and comparisons."""
 import json
 import os
 import string
@@ -20,7 +20,7 @@ def write_vocab(path, characters):
     return len(tokens)
 
 
-def write_tiny_backbone(folder, characters='', backbone='roberta', seed=0, stddev=0.02, **sizes):
+def write_random_backbone(folder, characters='', backbone='roberta', seed=0, stddev=0.02, **sizes):
     """Write bert_config.json, bert_model.ckpt and vocab.txt; returns {setting: path}.
 
     sizes: fields of bert_config.json to be other than the default, e.g. num_hidden_layers=4.
@@ -38,11 +38,16 @@ def write_tiny_backbone(folder, characters='', backbone='roberta', seed=0, stdde
         config['use_relative_position'] = True
     with open(paths['config_path'], 'w') as writer:
         json.dump(config, writer, indent=2)
+    write_random_weights(paths['checkpoint_path'], config, backbone, seed, stddev)
+    return paths
+
+
+def write_random_weights(path, config, backbone, seed=0, stddev=0.02):
+    """A checkpoint: gammas 1, betas and biases 0, all else normal."""
     random, variables = np.random.RandomState(seed), {}
     for name, shape in sorted(variable_shapes(config, backbone).items()):
         if name.endswith(('gamma', 'beta', 'bias')):
             variables[name] = np.full(shape, float(name.endswith('gamma')), 'float32')
         else:
             variables[name] = random.normal(0, stddev, shape).astype('float32')
-    write_checkpoint(paths['checkpoint_path'], variables)
-    return paths
+    write_checkpoint(path, variables)
