@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 import checkpoints
 import deltas
 import predict
+import train
 from checkpoints import write_json
 from data import replacing
 from datasets import load_task
@@ -282,7 +283,7 @@ def run(argv=None):
     load_task(settings.task)
     weights = predict.find_weights(settings)
     tuned = predict.read_tuned(weights, settings.task)
-    paths = predict.find_backbone(settings, weights, tuned.belongs_to.get('backbone_kind'))
+    paths = train.find_backbone(settings, tuned.belongs_to.get('backbone_kind'))
     exported = load(settings.task, weights, settings.backbone, **paths)
     folder = getattr(settings, 'output', os.path.join(
         'export', '%s-%s' % (settings.task, settings.to)))

@@ -162,18 +162,6 @@ def whole_model_values(path, layers, model):
     return found
 
 
-def find_backbone(settings, weights_path, kind=None):
-    """{setting: path}; where none is set, of the tiny one that a run beside these weights left."""
-    names = ('config_path', 'checkpoint_path', 'dict_path')
-    if any(getattr(settings, name) for name in names):
-        return {name: getattr(settings, name) for name in names}
-    tiny = os.path.join(os.path.dirname(weights_path), 'tiny_%s' % (kind or 'roberta'))
-    if not os.path.isdir(tiny):
-        raise UserError('no backbone is set: set config_path, checkpoint_path and dict_path in '
-                        'snippets.py, or give them as flags')
-    return {'config_path': tiny, 'checkpoint_path': tiny, 'dict_path': tiny}
-
-
 def tool_parser(prog, description):
     """A parser with the flags that scripts/predict and scripts/export share."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False,
@@ -202,8 +190,8 @@ def run(argv=None):
     tuned = read_tuned(weights, settings.task)
     # Before the backbone, which takes longer, is loaded: can the input be read?
     records = load_task(settings.task).read_records(settings.input)
-    predictor = Predictor(backbone=settings.backbone, **find_backbone(
-        settings, weights, tuned.belongs_to.get('backbone_kind')))
+    predictor = Predictor(backbone=settings.backbone, **train.find_backbone(
+        settings, tuned.belongs_to.get('backbone_kind')))
     predictions = predictor.load(weights, settings.task).predict_records(records, settings.task)
     text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in predictions)
     if settings.output == '-':

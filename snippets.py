@@ -1,7 +1,8 @@
 """The settings you edit, and what every task loads from them: tokenizer, backbone, optimizer."""
 
 # The backbone: files in Google's layout, as the RoBERTa, NEZHA and RoFormer releases have it, or a
-# Hugging Face folder: its name as config_path, and the other two left empty.
+# Hugging Face folder: its name as config_path, and the other two left empty. All three empty: the
+# small one in pretrained/, a roberta unless `backbone` says otherwise.
 backbone = 'auto'  # auto (read off the checkpoint), roberta, nezha or roformer
 config_path = ''  # e.g. '/models/chinese_roberta_wwm_ext_L-12_H-768_A-12/bert_config.json'
 checkpoint_path = ''  # e.g. '/models/chinese_roberta_wwm_ext_L-12_H-768_A-12/bert_model.ckpt'

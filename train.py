@@ -24,7 +24,6 @@ import snippets
 from data import file_sha256, write_text
 from errors import Parser, UserError, run_tool
 from functions import weights_random
-from tiny_backbone import write_tiny_backbone
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 # Settings that no number depends on; of the backbone's and the data's files the contents count.
@@ -142,22 +141,20 @@ def find_data(task, data_path):
     return sample
 
 
-def find_backbone(settings, folder):
-    """{setting: path} of the backbone; a tiny random one where none is set."""
+def find_backbone(settings, kind=None):
+    """{setting: path} of the backbone; of the small bundled one where none is set.
+
+    kind: of the bundled one, unless settings.backbone says it; 'roberta' unless either does.
+    """
     paths = {name: getattr(settings, name)
              for name in ('config_path', 'checkpoint_path', 'dict_path')}
-    if any(paths.values()):
-        return checkpoints.find_files(**paths)
-    kind = 'roberta' if settings.backbone == 'auto' else settings.backbone
-    print('no backbone is set: using a tiny %s of random weights, which knows no Chinese; set '
-          'config_path, checkpoint_path and dict_path in snippets.py' % kind)
-    characters = set()
-    for name in sorted(os.listdir(folder)):
-        with open(os.path.join(folder, name), encoding='utf-8', errors='ignore') as reader:
-            characters.update(reader.read().lower())
-    return write_tiny_backbone(os.path.join(settings.output_dir, 'weights', 'tiny_' + kind),
-                               characters, kind, stddev=0.1, hidden_dropout_prob=0.0,
-                               attention_probs_dropout_prob=0.0)
+    if not any(paths.values()):
+        kind = settings.backbone if settings.backbone != 'auto' else kind or 'roberta'
+        paths['config_path'] = os.path.join(ROOT, 'pretrained', kind)
+        # Not among predictions that go to standard output.
+        print('no backbone is set: using the small one in pretrained/%s; set config_path in snippets.py'
+              % kind, file=sys.stderr)
+    return checkpoints.find_files(**paths)
 
 
 def build_model(task, settings, paths, keep_tokens, layers=None):
@@ -213,7 +210,7 @@ class Run(object):
     def __init__(self, task_class, settings):
         self.began, self.settings = time.time(), settings
         self.folder = find_data(task_class, settings.data_path)
-        self.paths = find_backbone(settings, self.folder)
+        self.paths = find_backbone(settings)
         self.tokenizer, self.keep_tokens = snippets.load_tokenizer(self.paths['dict_path'])
         snippets.check_backbone(maxlen=settings.maxlen,
                                 layers_to_transform=settings.layers_to_transform, **self.paths)

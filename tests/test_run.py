@@ -13,8 +13,9 @@ import pytest
 import deltas
 import small
 import loop
+import predict
 import snippets
-import tiny_backbone
+import random_backbone
 import train
 from afqmc import AFQMC
 from compat import K
@@ -51,11 +52,6 @@ def start(data, backbones, tmp_path, clear_session):
     return start
 
 
-def read_json(*parts):
-    with open(os.path.join(*map(str, parts)), encoding='utf-8') as reader:
-        return json.load(reader)
-
-
 def read_bytes(*parts):
     with open(os.path.join(*map(str, parts)), 'rb') as reader:
         return reader.read()
@@ -90,7 +86,7 @@ def test_files_of_a_run(start, data, backbones, tmp_path, capsys):
     assert [line['id'] for line in lines] == ['0', '1', '2', '3', '4']
     assert {line['label'] for line in lines} <= {'0', '1'}
 
-    assert read_json(out, 'results', 'afqmc_run.json') == json.loads(json.dumps(record))
+    assert small.read_json(out, 'results', 'afqmc_run.json') == json.loads(json.dumps(record))
     settings = record['settings']
     assert record['task'] == 'afqmc' and record['seed'] == settings['seed'] == 5
     used = dict(backbones['roberta'], data_path=data, epochs=2, batch_size=4, maxlen=128,
@@ -426,14 +422,19 @@ def test_maxlen_cuts(start, monkeypatch):
     assert max(lengths) == 9
 
 
-def test_without_a_backbone(data, tmp_path, capsys, monkeypatch, clear_session):
-    """A tiny one is made on the spot, and it is said what to set instead."""
+@pytest.mark.parametrize('kind', ['roberta', 'nezha', 'roformer'])
+def test_without_a_backbone(kind, data, tmp_path, capsys, monkeypatch, clear_session):
+    """The bundled one of the kind, in predictions too, and it is said what to set instead."""
     monkeypatch.chdir(str(tmp_path))
-    record = train.run(AFQMC, ['--data_path', data, '--epochs', '1', '--limit', '4'])
-    text = capsys.readouterr().out
-    assert 'random' in text and 'config_path' in text and 'snippets.py' in text
-    assert record['backbone_kind'] == 'roberta'
-    assert os.path.exists(str(tmp_path / 'results' / 'afqmc_predict.json'))
+    more = [] if kind == 'roberta' else ['--backbone', kind]
+    record = train.run(AFQMC, ['--data_path', data, '--epochs', '1', '--limit', '4'] + more)
+    text = capsys.readouterr().err
+    assert 'pretrained/%s; set config_path in snippets.py' % kind in text
+    assert record['backbone_kind'] == kind
+    predict.run(['afqmc', '--input', os.path.join(data, 'afqmc', 'test.json'), '--output', 'out'])
+    with open('out') as ours, open(os.path.join('results', 'afqmc_predict.json')) as theirs:
+        ours, theirs = [[json.loads(line) for line in reader] for reader in (ours, theirs)]
+    assert [line['label'] for line in ours[:4]] == [line['label'] for line in theirs]
 
 
 def test_as_a_process(start, data, backbones, tmp_path, root):
@@ -467,12 +468,11 @@ def test_importing_does_nothing(tmp_path, root):
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_tiny_backbones_are_the_same_every_time(tmp_path):
-    """So that a run without a backbone can be repeated."""
+def test_random_backbones_are_the_same_every_time(tmp_path):
     import tensorflow as tf
     values = []
     for name in ('a', 'b'):
-        paths = tiny_backbone.write_tiny_backbone(
+        paths = random_backbone.write_random_backbone(
             str(tmp_path / name), 'x好', hidden_size=8, intermediate_size=8, num_hidden_layers=1)
         reader = tf.train.load_checkpoint(paths['checkpoint_path'])
         values.append({key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()})
