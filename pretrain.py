@@ -507,7 +507,6 @@ class Pretraining(object):
         except OSError as error:
             raise UserError('output_dir: %s: %s' % (settings.output_dir, error.strerror))
         self.check_folder()
-        import_extra('matplotlib')  # now, not after hours
         self.tokens, self.corpus, self.config, self.made_of = prepare(settings)
         self.tokenizer = snippets.FastTokenizer({token: i for i, token in enumerate(self.tokens)})
         K.clear_session()
@@ -693,7 +692,10 @@ def parse_flags(argv=None):
 
 
 def run(argv=None):
-    Pretraining(parse_flags(argv)).run()
+    settings = parse_flags(argv)
+    for name in ['matplotlib'] + ['jieba'] * settings.whole_words:
+        import_extra(name)  # what is missing is said now, not after hours
+    Pretraining(settings).run()
 
 
 if __name__ == '__main__':

@@ -2,6 +2,8 @@
 import json
 import lzma
 import os
+import sys
+import types
 
 import bert4keras.models
 import numpy as np
@@ -322,6 +324,15 @@ def test_bad_flags(expected, changes, texts, tmp_path, no_curve):
     with pytest.raises(UserError) as refused:
         start(texts, tmp_path, **changes)
     assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize('name', ['matplotlib', 'jieba'])
+def test_what_is_not_installed_is_said_at_once(name, tmp_path, monkeypatch):
+    for module in ('matplotlib', 'jieba'):
+        monkeypatch.setitem(sys.modules, module, None if module == name else types.ModuleType(module))
+    with pytest.raises(UserError) as refused:
+        pretrain.run(['--texts', 'not read', '--output_dir', str(tmp_path / 'out')])
+    assert '%s is not installed: `scripts/setup.sh ' % name in str(refused.value)
 
 
 @pytest.mark.slow
