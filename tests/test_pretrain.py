@@ -14,6 +14,7 @@ import deltas
 import loop
 import models
 import pretrain
+import pretraining_data
 import small
 import snippets
 import train
@@ -57,15 +58,15 @@ def test_texts_of_files_and_folders(tmp_path, clue):
     with lzma.open(str(tmp_path / 'b.txt.xz'), 'wt', encoding='utf-8') as writer:
         writer.write('三\n四')
     small.write_text(tmp_path / 'vocab.txt', 'no text')
-    assert list(pretrain.read_all([str(tmp_path)])) == [['一'], ['二'], ['三'], ['四']]
+    assert list(pretraining_data.read_all([str(tmp_path)])) == [['一'], ['二'], ['三'], ['四']]
     for name in ('none.txt', 'empty'):
         (tmp_path / 'empty').mkdir(exist_ok=True)
         with pytest.raises(UserError) as refused:
-            list(pretrain.read_all([str(tmp_path / name)]))
+            list(pretraining_data.read_all([str(tmp_path / name)]))
         assert name in str(refused.value)
     small.write_text(tmp_path / 'c.txt.xz', 'no xz')
     with pytest.raises(UserError):
-        list(pretrain.read_all([str(tmp_path)]))
+        list(pretraining_data.read_all([str(tmp_path)]))
 
 
 def test_no_text_is_held_out_that_is_trained_on_too(tmp_path, tokenizer):
@@ -75,7 +76,7 @@ def test_no_text_is_held_out_that_is_trained_on_too(tmp_path, tokenizer):
     small.write_text(tmp_path / 'x.txt', '\n'.join(lines))
     settings = pretrain.parse_flags(['--texts', str(tmp_path), '--output_dir', 'x', '--held_out', '5',
                                      '--no_whole_words'])
-    corpus = pretrain.encode_corpus(settings, list(tokenizer._token_dict))
+    corpus = pretraining_data.encode_corpus(settings, list(tokenizer._token_dict))
     held_out, trained = set(corpus.held_out[0]), set(corpus.train[0])
     ends = [tokenizer.token_to_id(line[-1]) for line in lines]
     assert [end in held_out for end in ends] == [i in (9, 14, 19) for i in range(20)]
@@ -84,16 +85,16 @@ def test_no_text_is_held_out_that_is_trained_on_too(tmp_path, tokenizer):
 
 def test_the_vocabulary(texts):
     """What occurs at least five times, the commonest first, the same every time."""
-    found = pretrain.make_vocab(['好的好 word 龘', '的好，Word', '好'] * 5, 300)
+    found = pretraining_data.make_vocab(['好的好 word 龘', '的好，Word', '好'] * 5, 300)
     start = len(snippets.SPECIAL_TOKENS) + 2 * 36
     assert found[:start - 72] == snippets.SPECIAL_TOKENS
     assert found[start:] == ['好', '的', '龘', '，', 'word']
-    assert pretrain.make_vocab(['好的好', 'word'] * 9, 215)[start:] == ['好', '的', 'word']
-    assert pretrain.make_vocab(['好的'] * 4, 300)[start:] == []
-    lines = [line for line, in pretrain.read_all([texts])]
-    assert pretrain.make_vocab(lines, 250) == pretrain.make_vocab(reversed(lines), 250)
+    assert pretraining_data.make_vocab(['好的好', 'word'] * 9, 215)[start:] == ['好', '的', 'word']
+    assert pretraining_data.make_vocab(['好的'] * 4, 300)[start:] == []
+    lines = [line for line, in pretraining_data.read_all([texts])]
+    assert pretraining_data.make_vocab(lines, 250) == pretraining_data.make_vocab(reversed(lines), 250)
     # 36 characters, so that with the first 176 tokens they are 85 %, and three words.
-    assert len(pretrain.make_vocab(lines, 250)) == 176 + 36 + 3
+    assert len(pretraining_data.make_vocab(lines, 250)) == 176 + 36 + 3
 
 
 def test_of_clue_only_train_files_are_read(tmp_path):
@@ -103,7 +104,7 @@ def test_of_clue_only_train_files_are_read(tmp_path):
         for file in os.listdir(str(folder)):
             if 'train' not in file:
                 os.remove(str(folder / file))
-    found = list(map(' '.join, pretrain.read_all([str(tmp_path)])))
+    found = list(map(' '.join, pretraining_data.read_all([str(tmp_path)])))
     assert any('北京大学' in text for text in found) and any('男：' in text for text in found)
     assert len(found) > 20
 
@@ -122,7 +123,7 @@ def test_masks(tokenizer):
     begins = state.rand(200, 128) < 0.6
     begins[:, [0, 1, 50, 51, 127]] = True
     kept = list(range(104))
-    masked, places, labels = pretrain.mask_tokens(
+    masked, places, labels = pretraining_data.mask_tokens(
         ids, begins, np.random.RandomState(0), tokenizer, 504, kept)
     assert (ids.reshape(-1)[places] == labels).all() and (labels >= 104).all()
     untouched = np.ones(ids.size, bool)
@@ -136,7 +137,7 @@ def test_masks(tokenizer):
     new = masked.reshape(-1)[places]
     shares = [(new == 4).mean(), ((new != 4) & (new != labels)).mean(), (new == labels).mean()]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.02)
-    again = pretrain.mask_tokens(ids, begins, np.random.RandomState(1), tokenizer, 504, kept)[1]
+    again = pretraining_data.mask_tokens(ids, begins, np.random.RandomState(1), tokenizer, 504, kept)[1]
     assert len(again) != len(places) or (again != places).any()
 
 
@@ -144,18 +145,18 @@ def test_an_epoch_goes_through_the_text_once(tokenizer):
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '12',
                                      '--batch_size', '3'])
     ids = np.arange(1000, 1965).astype('uint16')
-    sampler = pretrain.Sampler((ids, np.ones(965, bool)), tokenizer, 504, settings)
+    sampler = pretraining_data.Sampler((ids, np.ones(965, bool)), tokenizer, 504, settings)
     orders = []
     for epoch in range(3):
         numbers = range(epoch * sampler.per_epoch, (epoch + 1) * sampler.per_epoch)
         places = sampler.places(numbers)
-        rows, _ = pretrain.sequences(sampler.part, tokenizer, 12, places)
+        rows, _ = pretraining_data.sequences(sampler.part, tokenizer, 12, places)
         assert (rows[:, 0] == 2).all() and (rows[:, -1] == 3).all()
         seen = np.sort(rows[:, 1:-1].reshape(-1))
         assert len(set(seen)) == len(seen) == sampler.per_epoch * 10 > 940
         orders.append(places)
     assert orders[0] != orders[1] != orders[2]
-    again = pretrain.Sampler(sampler.part, tokenizer, 504, settings)
+    again = pretraining_data.Sampler(sampler.part, tokenizer, 504, settings)
     for step in (40, 7):  # whatever was asked before
         for ours, theirs in zip(sampler.batch(step)[0], again.batch(step)[0]):
             assert (ours == theirs).all()
@@ -166,7 +167,7 @@ def test_sequences_grow(tokenizer):
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '64',
                                      '--batch_size', '3', '--length_warmup', '10'])
     ids = (104 + np.arange(4000) % 400).astype('uint16')
-    sampler, again = [pretrain.Sampler((ids, np.ones(4000, bool)), tokenizer, 504, settings)
+    sampler, again = [pretraining_data.Sampler((ids, np.ones(4000, bool)), tokenizer, 504, settings)
                       for _ in range(2)]
     batches = [sampler.batch(step)[0][0] for step in range(13)]
     assert [batch.shape for batch in batches] == [(12, 16)] * 5 + [(6, 32)] * 5 + [(3, 64)] * 3
@@ -182,7 +183,7 @@ def test_baselines(tokenizer):
     text = np.array([104, 105, 106] * 300 + [105] * 10, 'uint16')
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '32'])
     part = text, np.ones(len(text), bool)
-    evaluation = pretrain.Evaluation(pretrain.Corpus(part, part), tokenizer, 504, settings)
+    evaluation = pretrain.Evaluation(pretraining_data.Corpus(part, part), tokenizer, 504, settings)
     found = evaluation.baselines(part, 504)
     assert 0.2 < found['unigram'] < 0.5 < 0.6 < found['bigram'] < 0.99
 

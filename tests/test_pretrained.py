@@ -10,6 +10,7 @@ from bert4keras.tokenizers import load_vocab
 import checkpoints
 import models
 import pretrain
+import pretraining_data
 import snippets
 
 KINDS = ['roberta', 'nezha', 'roformer']
@@ -59,9 +60,10 @@ def test_they_know_chinese(bundled, clue, clear_session):
     for task, field in (('tnews', 'sentence'), ('csl', 'abst'), ('afqmc', 'sentence1')):
         with open(os.path.join(clue, task, 'dev.json'), encoding='utf-8') as reader:
             texts += [json.loads(next(reader))[field] for _ in range(60)]
-    part = pretrain.encode(texts, tokenizer, whole_words=False)
+    part = pretraining_data.encode(texts, tokenizer, whole_words=False)
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '64'])
-    evaluation = pretrain.Evaluation(pretrain.Corpus(part, part), tokenizer, len(tokens), settings)
+    corpus = pretraining_data.Corpus(part, part)
+    evaluation = pretrain.Evaluation(corpus, tokenizer, len(tokens), settings)
     model = bert4keras.models.build_transformer_model(
         paths['config_path'], paths['checkpoint_path'], with_mlm='linear',
         model={'roberta': 'bert'}.get(kind, kind))
