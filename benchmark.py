@@ -31,8 +31,8 @@ Path = collections.namedtuple('Path', 'step predict')
 
 
 def parse_flags(argv=None):
-    parser = Parser(prog='benchmark', description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog='scripts/benchmark', description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     number = train.whole_number(1)
     parser.add_argument('--data_path', default='clue_dataset', help='folder with a folder a task')
     parser.add_argument('--dict_path', default='', help='a vocabulary for Chinese text')
