@@ -1,7 +1,9 @@
 """What the tests share: where things are, and a clean Keras for each model."""
 import os
+import random
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -9,6 +11,9 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 import compat  # noqa: E402  (before bert4keras, in every test)
+import tensorflow as tf  # noqa: E402
+
+from functions import weights_random  # noqa: E402
 
 
 def find_shared(name):
@@ -16,6 +21,15 @@ def find_shared(name):
     if not os.path.isdir(path):
         pytest.skip('../shared/%s is not here' % name)
     return os.path.normpath(path)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same weights in every run, whichever tests ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    weights_random.seed(0)
+    tf.compat.v1.set_random_seed(0)
 
 
 @pytest.fixture(scope='session')

@@ -194,8 +194,9 @@ def test_accumulated_batches_equal_a_whole_one(tmp_path):
     start, results = model.get_weights(), []
     for k in (1, 2, 4):
         model.set_weights(start)
+        # With a smaller epsilon Adam makes whole steps of gradients that are rounding errors.
         model.compile(loss='sparse_categorical_crossentropy', optimizer=PromptAdam(
-            1e-2, weight_decay_rate=0.01, lr_schedule={0: 0.1, 2 * k: 1, 7 * k: 0},
+            1e-2, weight_decay_rate=0.01, epsilon=1e-4, lr_schedule={0: 0.1, 2 * k: 1, 7 * k: 0},
             grad_accum_steps=k))
         for _ in range(5):
             for part in np.split(np.arange(8), k):
