@@ -10,6 +10,7 @@ import queue
 import threading
 
 import numpy as np
+from safetensors.numpy import save
 
 from errors import UserError
 
@@ -170,6 +171,14 @@ def write_text(path, text):
     with replacing(path) as temporary:
         with io.open(temporary, 'w', encoding='utf-8', newline='\n') as writer:
             writer.write(text)
+
+
+def write_tensors(path, tensors, metadata):
+    """A safetensors file. Written here: safetensors' own way leaves a file behind where it is killed."""
+    content = save(tensors, metadata)
+    with replacing(path) as temporary:
+        with open(temporary, 'wb') as writer:
+            writer.write(content)
 
 
 def json_line(**fields):

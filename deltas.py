@@ -7,9 +7,8 @@ import compat  # noqa: F401
 import numpy as np
 from bert4keras.backend import K
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from data import replacing, shorten
+from data import shorten, write_tensors
 from errors import UserError
 
 FORMAT = 'fl-tuning-delta-1'
@@ -93,12 +92,8 @@ def check_identity(path, theirs, ours):
 
 def save_delta(path, values, belongs_to, kind=FORMAT):
     """Write {name: array} and the JSON-able dict `belongs_to` to `path`, whole or not at all."""
-    with replacing(path) as temporary:
-        try:
-            # One entry, since safetensors writes several in an order left to chance.
-            save_file(values, temporary, {kind: json.dumps(belongs_to, sort_keys=True)})
-        except SafetensorError as error:  # e.g. no space left
-            raise UserError('%s: %s' % (path, error))
+    # One entry, since safetensors writes several in an order left to chance.
+    write_tensors(path, values, {kind: json.dumps(belongs_to, sort_keys=True)})
 
 
 def read_delta(path, kind=FORMAT):

@@ -15,14 +15,13 @@ import os
 import shutil
 
 import numpy as np
-from safetensors.numpy import save_file
 
 import checkpoints
 import deltas
 import predict
 import train
 from checkpoints import write_json
-from data import replacing
+from data import replacing, write_tensors
 from datasets import load_task
 from errors import UserError, run_tool
 from tasks import Classification, MultipleChoice
@@ -112,15 +111,14 @@ def copy(source, target):
         shutil.copyfile(source, temporary)
 
 
-def write_tensors(path, tensors, metadata):
-    with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(value, 'float32') for name, value in tensors.items()},
-                  temporary, metadata)
+def write_floats(path, tensors, metadata):
+    write_tensors(path, {name: np.ascontiguousarray(value, 'float32')
+                         for name, value in tensors.items()}, metadata)
 
 
 def write_head(exported, folder):
     """head.safetensors: the head's weights, with task, labels and maxlen as metadata."""
-    write_tensors(
+    write_floats(
         os.path.join(folder, 'head.safetensors'),
         {'head/%d' % i: value for i, value in enumerate(exported.layers['head'])},
         {HEAD: json.dumps({name: exported.belongs_to[name] for name in ('task', 'labels', 'maxlen')},
@@ -217,7 +215,7 @@ def write_huggingface(exported, folder):
         'tokenizer_class': 'BertTokenizer', 'do_lower_case': True,
         'model_max_length': exported.belongs_to['maxlen']})
     copy(exported.dict_path, os.path.join(folder, 'vocab.txt'))
-    write_tensors(os.path.join(folder, 'model.safetensors'), huggingface_weights(exported),
+    write_floats(os.path.join(folder, 'model.safetensors'), huggingface_weights(exported),
                   {'format': 'pt'})
 
 
@@ -255,7 +253,7 @@ def to_peft(exported, folder):
     if isinstance(exported.task, Classification):  # the classifier counts as trained there
         tensors.update(('base_model.' + name, value) for name, value in
                        classifier_weights(exported, 'bert').items() if name.startswith('classifier.'))
-    write_tensors(os.path.join(adapter, 'adapter_model.safetensors'), tensors, {'format': 'pt'})
+    write_floats(os.path.join(adapter, 'adapter_model.safetensors'), tensors, {'format': 'pt'})
 
 
 def to_onnx(exported, folder):

@@ -1,7 +1,9 @@
 """Small data sets in CLUE's formats and a tiny backbone, for runs of a second or two."""
+import contextlib
 import json
 import os
 import re
+import resource
 
 from random_backbone import write_random_backbone
 
@@ -165,3 +167,14 @@ def edit(path, pattern, replacement):
     with open(str(path), 'wb') as writer:
         writer.write(text[:found.start()].encode('utf-8') + replacement
                      + text[found.end():].encode('utf-8'))
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """No file grows past `size` bytes inside: writing more fails in its middle, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1] if size is None else size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
