@@ -176,14 +176,7 @@ def measure_task(task, flags, config_path, speed):
                   for sample in in_order[int((i + 0.5) * len(in_order) / count)]]
 
     def predict(name):
-        """As the program does it: by length and tokens; the padded path in order and by rows."""
-        if name == 'default':
-            lists = [[to_predict[i] for i in places]
-                     for places in loop.token_batches(to_predict, 8192)]
-        else:
-            lists = loop.batches(to_predict, task.batch_size)
-        for batch in lists:
-            paths[name].predict(task.collate(batch)[0])
+        loop.predict(paths[name].predict, task, to_predict, padded=name == 'padded')
 
     result = {'task': task.name, 'batch_size': task.batch_size, 'padding': None}
     times = collections.defaultdict(list)
@@ -209,14 +202,14 @@ def measure_task(task, flags, config_path, speed):
     result.update(
         padding=float(np.sum(grid)) / np.sum(tokens),
         train={
-            'ratio': float(np.median(padded / default)),
+            'ratio': float(np.median(padded) / np.median(default)),
             'samples_per_second': {k: task.batch_size / float(np.median(times[k])) for k in paths},
             'tokens_per_second': {k: float(np.median(np.array(tokens) / times[k])) for k in paths},
             'share_of_floor': float(np.median(np.array(floors) / default)),
             'peak_memory_mb': dict(memory), 'seconds': {k: times[k] for k in paths}},
         predict={
-            'ratio': float(np.median(np.array(times['predict padded'])
-                                     / times['predict default'])),
+            'ratio': float(np.median(times['predict padded'])
+                           / np.median(times['predict default'])),
             'samples_per_second': {k: len(to_predict) / float(np.median(times['predict ' + k]))
                                    for k in paths},
             'share_of_floor': float(

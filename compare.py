@@ -8,6 +8,7 @@ What was run is kept, so a comparison that was stopped goes on.
 import argparse
 import collections
 import contextlib
+import glob
 import json
 import os
 import zlib
@@ -87,7 +88,7 @@ def is_chosen(record):
 
 def read_lines(path):
     try:
-        with open(path, encoding='utf-8') as reader:
+        with open(path, encoding='utf-8-sig') as reader:
             return [line.rstrip('\n') + '\n' for line in reader if line.strip()]
     except OSError as error:
         raise UserError('%s: %s' % (path, error.strerror))
@@ -106,40 +107,45 @@ class Comparison(object):
             backbone=flags.backbone, config_path=flags.config_path, checkpoint_path='', dict_path=''))
         snippets.check_backbone(**self.paths)
         self.kind = detect_backbone(self.paths['config_path'], self.paths['checkpoint_path'])
+        files = dict(self.paths)
+        if not os.path.exists(files['checkpoint_path']):
+            files['checkpoint_path'] += '.data-00000-of-00001'
+        self.backbone_sha256 = {name: file_sha256(path) for name, path in files.items()}
         root = find_root(flags.data_path)
         try:
             os.makedirs(flags.output_dir, exist_ok=True)
         except OSError as error:
             raise UserError('output_dir: %s: %s' % (flags.output_dir, error.strerror))
-        self.found = self.read_earlier()
         self.records = {}
         for name in flags.tasks:
             self.records[name] = write_data(name, root, self.path('data'), TASKS[name], flags.dev)
+        self.found = self.read_earlier()
 
     def path(self, *names):
         return os.path.join(self.flags.output_dir, *names)
 
-    def common(self):
-        """What all runs depend on besides what their folders' names say, and their data."""
-        flags, paths = self.flags, dict(self.paths)
-        if not os.path.exists(paths['checkpoint_path']):
-            paths['checkpoint_path'] += '.data-00000-of-00001'
-        return dict({name: file_sha256(path) for name, path in paths.items()}, backbone=self.kind,
-                    epochs=flags.epochs, share=flags.share, stack=compat.STACK)
-
     def settings(self, name):
-        """`common`, and the data."""
-        files = [self.path('data', part, name, file) for part in ('split', 'whole')
-                 for file in sorted(os.listdir(self.path('data', part, name)))]
+        """What a run depends on besides what its folder's name says."""
+        flags = self.flags
+        files = glob.glob(os.path.join(glob.escape(self.path('data')), '*', name, '*'))
         return dict({os.path.relpath(file, self.path('data')): file_sha256(file) for file in files},
-                    **self.common())
+                    backbone=self.kind, epochs=flags.epochs, share=flags.share, stack=compat.STACK,
+                    **self.backbone_sha256)
+
+    def asked(self):
+        """What the cells of one table have in common besides `settings`."""
+        flags = self.flags
+        return dict(rates=flags.rates, split_seed=flags.split_seed, seeds=flags.seeds, dev=flags.dev)
 
     def read_earlier(self):
         """What an earlier comparison of the same kind found here: its other tasks and methods stay."""
         path = self.path('compare.json')
-        runs = read_json(path)['runs'] if os.path.exists(path) else []
-        return {(run['task'], run['method']): run for run in runs
-                if run['settings'].items() >= self.common().items()}
+        try:
+            runs = read_json(path)['runs'] if os.path.exists(path) else []
+            return {(run['task'], run['method']): run for run in runs if run['asked'] == self.asked()
+                    and run['settings'] == self.settings(run['task'])}
+        except (KeyError, TypeError):
+            raise UserError('%s: not a comparison of this program; name another output_dir' % path)
 
     def backbone(self, weights, seed):
         """{setting: path}; random weights are others for each seed."""
@@ -202,7 +208,8 @@ class Comparison(object):
                     scores = [measure(name, method, rate, seed, 'whole') for seed in flags.seeds]
                     self.found[name, method.title] = dict(
                         task=name, method=method.title, records=self.records[name], rate=rate,
-                        rates=chosen, seeds=flags.seeds, scores=scores, settings=self.settings(name))
+                        rates=chosen, scores=scores, asked=self.asked(),
+                        settings=self.settings(name))
                     self.write()
         print(self.table(), end='')
 

@@ -187,9 +187,12 @@ def json_line(**fields):
 
 def file_sha256(path):
     digest = hashlib.sha256()
-    with open(path, 'rb') as reader:
-        for block in iter(lambda: reader.read(1 << 20), b''):
-            digest.update(block)
+    try:
+        with open(path, 'rb') as reader:
+            for block in iter(lambda: reader.read(1 << 20), b''):
+                digest.update(block)
+    except OSError as error:
+        raise UserError('%s: %s' % (path, error.strerror))
     return digest.hexdigest()
 
 

@@ -120,14 +120,18 @@ def token_batches(encoded, max_tokens):
         yield batch
 
 
-def predict(run, task, encoded, description=None, max_tokens=8192):
+def predict(run, task, encoded, description=None, max_tokens=8192, padded=False):
     """The results for a list of `Encoded`, in its order; `run` as from `predict_function`.
 
     description: of the progress bar; None for no bar.
+    padded: the plain way, batches of `task.batch_size` samples as they stand.
     """
     results = [None] * len(encoded)
     with progress(len(encoded), description) as bar:
-        lists = token_batches(encoded, max_tokens)
+        if padded:
+            lists = batches(range(len(encoded)), task.batch_size)
+        else:
+            lists = token_batches(encoded, max_tokens)
         for places, inputs in prefetch(
                 (places, task.collate([encoded[i] for i in places])[0]) for places in lists):
             found = task.decode(run(inputs), [encoded[i] for i in places])

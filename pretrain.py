@@ -150,6 +150,7 @@ def prepare(settings):
     if settings.init_checkpoint:
         source = checkpoints.find_files(settings.init_checkpoint)
         snippets.check_backbone(**source)
+        snippets.load_tokenizer(source['dict_path'])  # refuses what is no vocabulary
         tokens, config = list(load_vocab(source['dict_path'])), checkpoints.read_config(
             source['config_path'])
         if settings.backbone == 'auto':
@@ -209,6 +210,7 @@ def new_config(settings, vocab_size):
 class Evaluation(object):
     """Held-out loss and accuracy at masked positions, whole-word masking off, the same every time.
 
+    All of them hold [MASK]: in the 80/10/10 of training a tenth of the answers stands in the input.
     count: sequences to measure on, at even distances in the held-out text.
     """
 
@@ -216,15 +218,16 @@ class Evaluation(object):
         ids, _ = corpus.held_out
         part = ids, np.ones(len(ids), bool)
         size = settings.maxlen - 2
-        random, self.batches = np.random.RandomState(0), []
+        random, self.batches, self.before = np.random.RandomState(0), [], []
         starts = np.arange(0, len(ids) - size, size)
         starts = starts[::-(-len(starts) // count) or 1]
         self.kept = special_ids(tokenizer)
         for i in range(0, len(starts), 32):
             rows, begins = sequences(part, tokenizer, settings.maxlen, starts[i:i + 32])
             masked, places, labels = mask_tokens(rows, begins, random, tokenizer, vocab_size,
-                                                 self.kept)
+                                                 self.kept, shares=(1, 0))
             self.batches.append(([masked, np.zeros_like(masked), places], labels))
+            self.before.append(rows.reshape(-1)[places - 1])
 
     def measure(self, predict):
         """{loss, accuracy}"""
@@ -239,16 +242,14 @@ class Evaluation(object):
                 'accuracy': float(np.concatenate(right).mean())}
 
     def baselines(self, part, vocab_size):
-        """Accuracy at the same places of the commonest token, and of the commonest after the one
-        before, both counted in the training text; of tokens that are ever masked."""
+        """Accuracy at the same places of the commonest token, and of the commonest after the true
+        token before, both counted in the training text; of tokens that are ever masked."""
         ids = part[0]
         counts = np.bincount(ids, minlength=vocab_size)
         counts[self.kept] = 0
-        before = np.concatenate([masked.reshape(-1)[places - 1]
-                                 for (masked, _, places), _ in self.batches])
         labels = np.concatenate([labels for _, labels in self.batches])
         # A row for each token that stands before a place, not for all, and a part of the text at a time.
-        asked, row = np.unique(before, return_inverse=True)
+        asked, row = np.unique(np.concatenate(self.before), return_inverse=True)
         rows = np.full(vocab_size, len(asked))
         rows[asked] = np.arange(len(asked))
         pairs, step = np.zeros((len(asked) + 1) * vocab_size, 'int64'), 1 << 24
@@ -300,9 +301,10 @@ class Pretraining(object):
                             % (folder, ', or --resume' if ours else ''))
 
     def belongs_to(self):
-        return dict({name: value for name, value in vars(self.settings).items()
-                     if name not in ('output_dir', 'resume', 'save_every', 'texts', 'init_checkpoint')},
-                    corpus=self.made_of, stack=compat.STACK)
+        found = {name: value for name, value in vars(self.settings).items()
+                 if name not in ('output_dir', 'resume', 'save_every', 'texts', 'init_checkpoint')}
+        found.update(self.config)  # its sizes may be those of init_checkpoint
+        return dict(found, corpus=self.made_of, stack=compat.STACK)
 
     def state(self):
         weights = [('%s/%d' % (name, i), weight)

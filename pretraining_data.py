@@ -40,7 +40,8 @@ def find_text_files(path):
             found += [(os.path.join(path, name, file), task)
                       for file in task.find_train_files(os.path.join(path, name))]
     found = found or [(os.path.join(path, name), None) for name in sorted(os.listdir(path))
-                      if name.endswith(('.txt', '.txt.xz')) and name != 'vocab.txt']
+                      if name.endswith(('.txt', '.txt.xz')) and name != 'vocab.txt'
+                      and os.path.isfile(os.path.join(path, name))]
     if not found:
         raise UserError('%s: neither CLUE data nor .txt or .txt.xz files' % path)
     return found
@@ -150,7 +151,7 @@ def read_corpus(cache, made_of):
         if theirs == made_of:
             return str(arrays['tokens']).split('\n'), Corpus(
                 (arrays['ids'], arrays['begins']), (arrays['held_ids'], arrays['held_begins']))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError('%s: damaged: %s; remove it' % (cache, error))
     raise UserError('%s: made of %s, here it is %s (texts, vocab_size, whole words, held out); name '
                     'another output_dir, or remove it' % (cache, theirs, made_of))
@@ -178,10 +179,11 @@ def sequences(part, tokenizer, maxlen, places):
             np.concatenate([column > 0, first, column > 0], 1))
 
 
-def mask_tokens(ids, begins, random, tokenizer, vocab_size, kept):
+def mask_tokens(ids, begins, random, tokenizer, vocab_size, kept, shares=(MASKED, RANDOM)):
     """(masked ids, flat places, their tokens): 15 % of each row in whole words, 80/10/10.
 
     kept: ids that are never masked, special tokens.
+    shares: of the chosen ones, those that become [MASK] and those that become another token.
     """
     masked, places = ids.copy(), []
     words = np.cumsum(begins, 1)
@@ -196,9 +198,9 @@ def mask_tokens(ids, begins, random, tokenizer, vocab_size, kept):
         places.append(row * ids.shape[1] + np.sort(chosen))
     places = np.concatenate(places).astype('int32')
     labels, draw = ids.reshape(-1)[places], random.rand(len(places))
-    new = np.where(draw < MASKED, tokenizer._token_mask_id, labels)
+    new = np.where(draw < shares[0], tokenizer._token_mask_id, labels)
     others = np.setdiff1d(np.arange(vocab_size), kept)
-    new = np.where((draw >= MASKED) & (draw < MASKED + RANDOM),
+    new = np.where((draw >= shares[0]) & (draw < sum(shares)),
                    others[random.randint(0, len(others), len(places))], new)
     masked.reshape(-1)[places] = new
     return masked, places, labels

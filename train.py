@@ -109,7 +109,8 @@ def parse_flags(task, argv=None):
     parser.add_argument('--resume', action='store_true',
                         help='go on where a run that was stopped left off, with the same numbers')
     parser.add_argument('--padded', action='store_true',
-                        help='compute on padding too: the same numbers, slower; for comparison')
+                        help='the plain path: on padding too, predicting samples as they stand; the '
+                             'same numbers, slower; for comparison')
     return parser.parse_args(argv)
 
 
@@ -268,6 +269,10 @@ class Run(object):
             'parameters': {'trained': trained, 'all': trained + frozen}, 'history': []}
         self.best = self.best_results = None
 
+    def predict(self, encoded, description):
+        return loop.predict(self.outputs, self.task, encoded, description,
+                            padded=self.settings.padded)
+
     def train(self):
         """The epochs that are left. The best one's weights are kept, and the state of the last."""
         settings, task, history = self.settings, self.task, self.record['history']
@@ -277,7 +282,7 @@ class Run(object):
         for epoch in range(len(history), settings.epochs):
             start = time.time()
             loss = loop.train_epoch(self.step, task, self.train_encoded, settings, epoch)
-            results = loop.predict(self.outputs, task, self.dev_encoded, 'dev')
+            results = self.predict(self.dev_encoded, 'dev')
             scores = task.score(self.dev, results)
             history.append(dict(scores, epoch=epoch + 1, loss=loss,
                                 seconds=round(time.time() - start, 2)))
@@ -331,14 +336,14 @@ class Run(object):
         deltas.set_values(self.weights, self.best_values)
         self.written.append(self.path('weights', task.name + '.weights'))
         if self.best_results is None:
-            self.best_results = loop.predict(self.outputs, task, self.dev_encoded, 'dev')
+            self.best_results = self.predict(self.dev_encoded, 'dev')
         errors = task.errors(self.dev, self.best_results)
         if errors is not None:
             self.write(task.name + '_dev_errors.tsv', ''.join(
                 '\t'.join(' '.join(str(cell).split()) for cell in row) + '\n'
                 for row in [('text', 'gold', 'predicted', 'probability')] + list(errors)))
         for name, samples in self.tests.items():
-            results = loop.predict(self.outputs, task, list(map(task.encode, samples)), name)
+            results = self.predict(list(map(task.encode, samples)), name)
             self.write(name, task.submission(samples, results))
         self.record.update(
             best=best, seconds=round(time.time() - self.began, 2),

@@ -106,6 +106,22 @@ def test_earlier_runs_of_other_settings(start, tmp_path, clear_session):
     assert 'checkpoint_path is' in str(refused.value)
 
 
+def test_one_table_is_of_one_kind(start, tmp_path, clear_session):
+    """Columns that were measured on other seeds or other data do not stand beside new ones."""
+    def methods(*more, **changes):
+        return {run['method'] for run in start(*more, **changes)}
+    assert methods('--methods', 'head only') == {'head only'}
+    assert methods('--methods', 'P-Tuning V2', '--seeds', '1') == {'P-Tuning V2'}
+    assert methods('--methods', 'FL-Tuning', dev=3) == {'FL-Tuning'}
+    small.write_text(tmp_path / 'data' / 'afqmc' / 'train.json', '\ufeff' + (
+        tmp_path / 'data' / 'afqmc' / 'train.json').read_text('utf-8').split('\n', 1)[1])
+    assert methods('--methods', 'FL-Tuning, random weights', dev=3) == {'FL-Tuning, random weights'}
+    small.write_text(tmp_path / 'out' / 'compare.json', '{"runs": [{}]}')
+    with pytest.raises(UserError) as refused:
+        start('--methods', 'P-Tuning V2', dev=3)
+    assert 'compare.json: not a comparison' in str(refused.value)
+
+
 @pytest.mark.parametrize('expected,flags', [
     ('abc', ['--rates', '1e-4', 'abc']), ('twice', ['--seeds', '1', '1']),
     ('no folder', ['--data_path', 'nowhere']), ('nowhere', ['--config_path', 'nowhere'])])

@@ -226,6 +226,20 @@ def test_every_sample_once_by_tokens():
     assert all(width * len(places) <= 400 for width, places in zip(widths, lists))
 
 
+def test_padded_prediction_takes_samples_as_they_stand():
+    task = AFQMC(FastTokenizer({'[UNK]': 0, '[CLS]': 1, '[SEP]': 2}))
+    encoded, rows = list(map(task.encode, samples(task, 40))), []
+
+    def run(inputs):
+        rows.append(inputs[0])
+        return np.arange(40)[32 * (len(rows) - 1):][:len(inputs[0])]
+    assert loop.predict(run, task, encoded, padded=True) == list(range(40))
+    assert task.batch_size == 32 and [len(batch) for batch in rows] == [32, 8]
+    for i, one in enumerate(encoded):
+        row = rows[i // 32][i % 32]
+        assert row[row > 0].tolist() == [token for token in one.rows[0] if token]
+
+
 @pytest.mark.parametrize('bucket', [False, True])
 def test_an_epoch_has_every_sample_once(bucket):
     task = AFQMC(FastTokenizer({'[UNK]': 0, '[CLS]': 1, '[SEP]': 2}))

@@ -58,6 +58,7 @@ def test_texts_of_files_and_folders(tmp_path, clue):
     with lzma.open(str(tmp_path / 'b.txt.xz'), 'wt', encoding='utf-8') as writer:
         writer.write('三\n四')
     small.write_text(tmp_path / 'vocab.txt', 'no text')
+    (tmp_path / 'folder.txt').mkdir()
     assert list(pretraining_data.read_all([str(tmp_path)])) == [['一'], ['二'], ['三'], ['四']]
     for name in ('none.txt', 'empty'):
         (tmp_path / 'empty').mkdir(exist_ok=True)
@@ -178,6 +179,20 @@ def test_sequences_grow(tokenizer):
     assert sampler.batch(0)[0][0].shape == (3, 64)
 
 
+def test_evaluation_hides_every_answer(tokenizer):
+    """15 % of the tokens, at the places that training's masks would take, all of them [MASK]."""
+    part = 104 + np.arange(4000, dtype='uint16') % 400, np.ones(4000, bool)
+    settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '34'])
+    evaluation = pretrain.Evaluation(pretraining_data.Corpus(part, part), tokenizer, 504, settings)
+    chosen = 0
+    for ((masked, _, places), labels), before in zip(evaluation.batches, evaluation.before):
+        assert (masked.reshape(-1)[places] == 4).all() and (masked == 4).sum() == len(places)
+        follows = before >= 104  # not [CLS]
+        assert (labels[follows] == 104 + (before[follows] - 103) % 400).all() and follows.any()
+        chosen += len(places)
+    assert 0.14 < chosen / 4000 < 0.17
+
+
 def test_baselines(tokenizer):
     """Of a text where b follows a: known by the token before, not without."""
     text = np.array([104, 105, 106] * 300 + [105] * 10, 'uint16')
@@ -185,7 +200,7 @@ def test_baselines(tokenizer):
     part = text, np.ones(len(text), bool)
     evaluation = pretrain.Evaluation(pretraining_data.Corpus(part, part), tokenizer, 504, settings)
     found = evaluation.baselines(part, 504)
-    assert 0.2 < found['unigram'] < 0.5 < 0.6 < found['bigram'] < 0.99
+    assert 0.2 < found['unigram'] < 0.5 < 0.9 < found['bigram'] < 0.999
 
 
 # ------------------------------------------------------------------ the model
@@ -284,8 +299,14 @@ def test_refused_and_nothing_lost(texts, tmp_path, no_curve, clear_session):
     """Each in one line; what an earlier run left stays as it is."""
     start(texts, tmp_path / 'out')
     start(texts, tmp_path / 'other', vocab_size=200, max_position=20)
+    start(texts, tmp_path / 'heads', init_checkpoint=tmp_path / 'out')
+    config = dict(small.read_json(tmp_path / 'heads' / 'bert_config.json'), num_attention_heads=1)
+    small.write_text(tmp_path / 'heads' / 'bert_config.json', json.dumps(config))
     more = tmp_path / 'more.txt'
     small.write_text(more, '另外的文本\n' * 20)
+    start(texts, tmp_path / 'unmasked')
+    vocab = tmp_path / 'unmasked' / 'vocab.txt'
+    small.write_text(vocab, vocab.read_text('utf-8').replace('[MASK]', 'mask'))
 
     def contents():
         return {name: open(str(tmp_path / 'out' / name), 'rb').read()
@@ -296,6 +317,8 @@ def test_refused_and_nothing_lost(texts, tmp_path, no_curve, clear_session):
             ('there is a backbone already', [], {'init_checkpoint': tmp_path / 'other'}),
             ('seed is 42, here it is 1', ['--resume'], {'seed': 1}),
             ('layers is 1, here it is 2', ['--resume'], {'layers': 2}),
+            ('num_attention_heads is 2, here it is 1', ['--resume'], {'init_checkpoint': tmp_path / 'heads'}),
+            ('no token [MASK]', ['--resume'], {'init_checkpoint': tmp_path / 'unmasked'}),
             ('backbone is "roberta", here it is "nezha"', ['--resume'], {'backbone': 'nezha'}),
             ('corpus.npz: made of', ['--resume'], {'vocab_size': 200}),
             ('corpus.npz: made of', ['--resume'], {'texts': more}),
@@ -305,11 +328,12 @@ def test_refused_and_nothing_lost(texts, tmp_path, no_curve, clear_session):
             start(str(changes.pop('texts', texts)), tmp_path / 'out', *arguments, **changes)
         assert expected in str(refused.value)
         assert contents() == before
-    with open(str(tmp_path / 'out' / 'corpus.npz'), 'wb') as writer:
-        writer.write(before['corpus.npz'][:500])
-    with pytest.raises(UserError) as refused:
-        start(texts, tmp_path / 'out', '--resume')
-    assert 'corpus.npz: damaged' in str(refused.value)
+    for left in (500, 0):
+        with open(str(tmp_path / 'out' / 'corpus.npz'), 'wb') as writer:
+            writer.write(before['corpus.npz'][:left])
+        with pytest.raises(UserError) as refused:
+            start(texts, tmp_path / 'out', '--resume')
+        assert 'corpus.npz: damaged' in str(refused.value)
     os.remove(str(tmp_path / 'out' / 'corpus.npz'))
     with pytest.raises(UserError) as refused:
         start(str(more), tmp_path / 'out', '--resume')

@@ -72,6 +72,6 @@ def test_they_know_chinese(bundled, clue, clear_session):
         logits = model.predict(inputs[:2])
         return logits.reshape(-1, logits.shape[-1])[inputs[2]]
     found = evaluation.measure(predict)
-    assert found['accuracy'] > 0.2 and found['loss'] < 5 < 8 < np.log(len(tokens))
-    # The commonest token of these very texts, always.
-    assert evaluation.baselines(part, len(tokens))['unigram'] < 0.1
+    # Against the commonest token of these very texts, always, and against equal chances.
+    assert found['accuracy'] > 0.15 > 0.1 > evaluation.baselines(part, len(tokens))['unigram']
+    assert found['loss'] < 6 < 8 < np.log(len(tokens))

@@ -110,8 +110,9 @@ SUBMISSIONS = [
 
 
 @pytest.mark.parametrize('name,test_file,result', SUBMISSIONS)
-@pytest.mark.parametrize('max_tokens', [700, 8192])
-def test_submissions(name, test_file, result, max_tokens, tokenizer, clue, golden, tmp_path):
+@pytest.mark.parametrize('batching', [{'max_tokens': 700}, {'max_tokens': 8192}, {'padded': True}],
+                         ids=['700', '8192', 'padded'])
+def test_submissions(name, test_file, result, batching, tokenizer, clue, golden, tmp_path):
     from loop import predict
     task = load_task(name, tokenizer)
     assert task.test_files[test_file] == result
@@ -124,7 +125,7 @@ def test_submissions(name, test_file, result, max_tokens, tokenizer, clue, golde
             text = ''.join(reader.readlines()[:40])
     (tmp_path / test_file).write_text(text, encoding='utf-8')
     samples = task.load(str(tmp_path), [test_file], False)
-    results = predict(stand_in(task), task, list(map(task.encode, samples)), 'test', max_tokens)
+    results = predict(stand_in(task), task, list(map(task.encode, samples)), 'test', **batching)
     with open(os.path.join(golden, 'submissions', result), encoding='utf-8') as reader:
         expected = reader.read()
     if name == 'c3':
