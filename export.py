@@ -216,7 +216,7 @@ def write_huggingface(exported, folder):
         'model_max_length': exported.belongs_to['maxlen']})
     copy(exported.dict_path, os.path.join(folder, 'vocab.txt'))
     write_floats(os.path.join(folder, 'model.safetensors'), huggingface_weights(exported),
-                  {'format': 'pt'})
+                 {'format': 'pt'})
 
 
 def to_peft(exported, folder):

@@ -16,7 +16,6 @@ import compat
 import numpy as np
 import tensorflow as tf
 from bert4keras.backend import K, keras
-from bert4keras.tokenizers import load_vocab
 
 import checkpoints
 import deltas
@@ -150,9 +149,8 @@ def prepare(settings):
     if settings.init_checkpoint:
         source = checkpoints.find_files(settings.init_checkpoint)
         snippets.check_backbone(**source)
-        snippets.load_tokenizer(source['dict_path'])  # refuses what is no vocabulary
-        tokens, config = list(load_vocab(source['dict_path'])), checkpoints.read_config(
-            source['config_path'])
+        tokens = list(snippets.load_tokens(source['dict_path']))
+        config = checkpoints.read_config(source['config_path'])
         if settings.backbone == 'auto':
             settings.backbone = detect_backbone(source['config_path'], source['checkpoint_path'])
         config.pop('use_relative_position', None)

@@ -43,6 +43,14 @@ def load_tokenizer(dict_path):
     matrix shrinks by a third; `keep_tokens` are the rows to keep, in their new order.
     Raises UserError if the file is no BERT vocabulary.
     """
+    tokens = load_tokens(dict_path)
+    token_dict, keep_tokens = load_vocab(
+        dict_path, simplified=True, startswith=[t for t in SPECIAL_TOKENS if t in tokens])
+    return FastTokenizer(token_dict), keep_tokens
+
+
+def load_tokens(dict_path):
+    """{token: id} of the whole file. Raises UserError if it is no BERT vocabulary."""
     check_file(dict_path, 'dict_path')
     try:
         tokens = load_vocab(dict_path)
@@ -52,9 +60,7 @@ def load_tokenizer(dict_path):
         if token not in tokens:
             raise UserError('%s: no token %s: expected a BERT vocabulary, one token a line'
                             % (dict_path, token))
-    token_dict, keep_tokens = load_vocab(
-        dict_path, simplified=True, startswith=[t for t in SPECIAL_TOKENS if t in tokens])
-    return FastTokenizer(token_dict), keep_tokens
+    return tokens
 
 
 def check_file(path, setting, suffix=''):
