@@ -1,11 +1,11 @@
 """Multi-head attention with trainable keys and values (P-Tuning V2), padded or packed."""
-import compat  # noqa: F401  (before bert4keras)
+import compat
 import tensorflow as tf
 from bert4keras.backend import K, align, attention_normalize, keras
 from bert4keras.layers import Layer, MultiHeadAttention
 
 from functions import dropout
-from packing import first_rows, merge_heads, split_heads
+from packing import PARTS, first_rows, merge_heads, name_parts, split_heads, split_samples
 
 initializers = keras.initializers
 
@@ -83,6 +83,16 @@ def add_masks(scores, mask, a_bias):
     return scores
 
 
+def product(x, y, pieces=None, transpose_b=False):
+    """x y, (batch, heads, ...), with the rows of x cut into `pieces` of equal length."""
+    if pieces is None:
+        return tf.matmul(x, y, transpose_b=transpose_b)
+    batch, heads, rows, size = [tf.shape(x)[i] for i in range(4)]
+    cut = tf.reshape(x, [batch, heads, pieces, rows // pieces, K.int_shape(x)[-1] or size])
+    result = tf.matmul(cut, y[:, :, None], transpose_b=transpose_b)
+    return tf.reshape(result, [batch, heads, rows, K.int_shape(result)[-1] or tf.shape(result)[-1]])
+
+
 class PromptMultiHeadAttention(MultiHeadAttention):
     """Multi-head attention that also attends to trainable keys and values.
 
@@ -103,35 +113,43 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         super(PromptMultiHeadAttention, self).__init__(*args, **kwargs)
 
     def call(self, inputs, mask=None, **kwargs):
-        inputs, packing, first_only = list(inputs), None, kwargs.get('first_only')
         if self.packed:
-            inputs, packing = inputs[:-5], inputs[-5:]
-        query, key, value = inputs[:3]
-        # To (batch, heads, length, size) each.
-        if first_only:
-            q = self.q_dense(first_rows(query, packing))
-            q = K.reshape(q, (-1, self.heads, 1, self.key_size))
-        else:
-            q = self.to_heads(self.q_dense(query), packing)
-        k = self.to_heads(self.k_dense(key), packing)
-        v = self.to_heads(self.v_dense(value), packing)
-        mask = packing[0] if packing else mask[2] if mask else None
-        output, scores = self.attend(q, k, v, inputs[3:], mask, **kwargs)
-        if first_only:
-            output = K.reshape(output, (-1, self.heads * self.head_size))
-        elif packing:
-            output = merge_heads(output, packing, self.heads)
-        else:
-            output = K.flatten(tf.transpose(output, [0, 2, 1, 3]), 2)
-        output = self.o_dense(output)
+            return self.call_packed(list(inputs), **kwargs)
+        q, k, v = [self.split_heads(x) for x in (
+            self.q_dense(inputs[0]), self.k_dense(inputs[1]), self.v_dense(inputs[2]))]
+        output, scores = self.attend(q, k, v, inputs[3:], mask[2] if mask else None, **kwargs)
+        output = self.o_dense(K.flatten(tf.transpose(output, [0, 2, 1, 3]), 2))
         return [output, scores] if self.return_attention_scores else output
 
-    def to_heads(self, x, packing):
-        """(batch, length, heads * size) or (tokens, heads * size) -> (batch, heads, length, size)."""
-        if packing:
-            return split_heads(x, packing, self.heads)
+    def split_heads(self, x):
+        """(batch, length, heads * size) -> (batch, heads, length, size)."""
         return tf.transpose(K.reshape(x, (self.heads, K.int_shape(x)[-1] // self.heads), -1),
                             [0, 2, 1, 3])
+
+    def call_packed(self, inputs, **kwargs):
+        """`call` on true tokens, (tokens, hidden)."""
+        first_only = kwargs.get('first_only')
+        inputs, places = inputs[:-PARTS], name_parts(inputs[-PARTS:])
+        query, key, value = inputs[:3]
+        # Groups save scores: of one query there are few, and some are wanted for the whole batch.
+        whole = first_only or kwargs.get('a_bias') or self.return_attention_scores
+        grid = places.whole if whole else places.groups
+        k, v = [split_heads(x, grid, self.heads)
+                for x in (self.k_dense(key), self.v_dense(value))]
+        if first_only:
+            q = self.q_dense(first_rows(query, places))
+            q = [K.reshape(q, (-1, self.heads, 1, self.key_size))]
+        else:
+            q = split_heads(self.q_dense(query), grid, self.heads)
+        others = [inputs[3:]] if whole else self.split_inputs(inputs[3:], places, **kwargs)
+        outputs = [self.attend(*args, group=i, **kwargs)
+                   for i, args in enumerate(zip(q, k, v, others, grid.masks, grid.pieces))]
+        if first_only:
+            output = K.reshape(outputs[0][0], (-1, self.heads * self.head_size))
+        else:
+            output = merge_heads([output for output, _ in outputs], grid, self.heads)
+        output = self.o_dense(output)
+        return [output, outputs[0][1]] if self.return_attention_scores else output
 
     def compute_output_shape(self, input_shape):
         shape = super(PromptMultiHeadAttention, self).compute_output_shape(input_shape)
@@ -146,12 +164,28 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             return super(PromptMultiHeadAttention, self).compute_mask(inputs, mask)
         return [None, None] if self.return_attention_scores else None
 
-    def attend(self, q, k, v, inputs, mask, a_bias=None, p_bias=None, prompts=False,
-               first_only=False, **kwargs):
+    def split_inputs(self, inputs, places, p_bias=None, prompts=False, **kwargs):
+        """The inputs of `attend`, without attention bias, for each group of samples."""
+        inputs, lengths = list(inputs), [tf.shape(mask)[1] for mask in places.groups.masks]
+        split = []
+        if p_bias == 'rotary':  # (1 or batch, length, size)
+            positions = inputs.pop(0)
+            positions = ([positions] * len(lengths) if positions.shape[0] == 1
+                         else split_samples(positions, places))
+            split.append([x[:, :length] for x, length in zip(positions, lengths)])
+        elif p_bias:  # (length, length, ...)
+            positions = inputs.pop(0)
+            split.append([positions[:length, :length] for length in lengths])
+        split += [split_samples(prompt, places) for prompt in inputs]
+        return zip(*split) if split else [[]] * len(lengths)
+
+    def attend(self, q, k, v, inputs, mask, pieces=None, a_bias=None, p_bias=None, prompts=False,
+               first_only=False, group=0, **kwargs):
         """softmax([q kp, q k] / sqrt(d)) [vp, v].
 
         q, k, v: (batch, heads, length, size); with `first_only` one query, at position 0. inputs:
-        attention bias, positions and prompts, as far as there are any; mask: (batch, length).
+        attention bias, positions and prompts, as far as there are any; mask: (batch, length); group:
+        of the batch these samples are.
         Returns the result, like q, and the scores among the sequence's own tokens,
         (batch, heads, length, length).
         """
@@ -173,7 +207,12 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             q = q if first_only else rotate(q, positions)  # at position 0 nothing turns
         if self.attention_scale:
             q = q * (1 / self.key_size**0.5)
-        scores = tf.matmul(q, k, transpose_b=True)
+        length = tf.shape(q)[2]
+        if compat.TF2 or p_bias not in (None, 'rotary'):
+            pieces = None
+        if pieces is not None:
+            q = tf.pad(q, [[0, 0], [0, 0], [0, -length % pieces], [0, 0]])
+        scores = product(q, k, pieces, transpose_b=True)
         if p_bias == 'typical_relative':
             scores = scores + tf.einsum('bhjd,jkd->bhjk', q, positions)
         elif p_bias == 't5_relative':
@@ -183,15 +222,15 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if prompts:
             masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
         weights = attention_normalize(masked, None, -1, self.normalization)
-        weights, factor = dropout(weights, self.attention_dropout,
-                                  self.name if self.keyed_dropout else None)
+        weights, factor = dropout(weights, self.attention_dropout, '%s-%s' % (
+            self.name, group) if self.keyed_dropout else None)
         own = weights[..., prompt_size:] if prompts else weights
-        output = tf.matmul(own, v)
+        output = product(own, v, pieces)
         if prompts:
             output = output + tf.matmul(weights[..., :prompt_size], prompts[1])
         if p_bias == 'typical_relative':
             output = output + tf.einsum('bhjk,jkd->bhjd', own, positions)
-        return output * factor, scores
+        return (output if pieces is None else output[:, :, :length]) * factor, scores
 
     def get_config(self):
         config = super(PromptMultiHeadAttention, self).get_config()

@@ -6,9 +6,10 @@ at the speed of a large matrix product, measured in the same run.
 """
 import argparse
 import collections
-import ctypes
 import json
+import multiprocessing
 import os
+import resource
 import sys
 import time
 
@@ -27,6 +28,7 @@ from random_backbone import write_random_backbone
 
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'csl', 'iflytek', 'ocnli', 'tnews',
          'wsc']
+PARTS = ['input', 'tasks', 'memory', 'growth', 'merged']
 Path = collections.namedtuple('Path', 'step predict')
 
 
@@ -37,8 +39,7 @@ def parse_flags(argv=None):
     parser.add_argument('--data_path', default='clue_dataset', help='folder with a folder a task')
     parser.add_argument('--dict_path', default='', help='a vocabulary for Chinese text')
     parser.add_argument('--tasks', nargs='+', default=TASKS, choices=TASKS, metavar='TASK')
-    parser.add_argument('--parts', nargs='+', default=['tasks', 'input', 'growth', 'merged'],
-                        choices=['tasks', 'input', 'growth', 'merged'])
+    parser.add_argument('--parts', nargs='+', default=PARTS, choices=PARTS)
     parser.add_argument('--backbone', default='roberta', choices=['roberta', 'nezha', 'roformer'])
     parser.add_argument('--layers', type=number, default=12)
     parser.add_argument('--hidden_size', type=number, default=768)
@@ -62,6 +63,12 @@ def write_base_config(folder, flags):
     path = os.path.join(folder, 'bert_config.json')
     write_text(path, json.dumps(config))
     return path
+
+
+def make_task(name, flags):
+    tokenizer, keep_tokens = snippets.load_tokenizer(flags.dict_path)
+    tokenizer.keep_tokens = keep_tokens
+    return load_task(name, tokenizer)
 
 
 def build_path(task, flags, config_path, padded):
@@ -117,26 +124,6 @@ def multiply_adds(lengths, flags, first_only, training):
     return forward + backward - first
 
 
-class PeakMemory(object):
-    """The most memory, in MB, that the process held inside the block."""
-
-    def __enter__(self):
-        try:
-            ctypes.CDLL('libc.so.6').malloc_trim(0)
-            with open('/proc/self/clear_refs', 'w') as writer:
-                writer.write('5')
-        except OSError:
-            pass
-        return self
-
-    def __exit__(self, *args):
-        self.mb = None
-        if os.path.exists('/proc/self/status'):
-            with open('/proc/self/status') as reader:
-                self.mb = [int(line.split()[1]) // 1024 for line in reader
-                           if line.startswith('VmHWM')][0]
-
-
 def lengths_of(encoded):
     return [len(row) for one in encoded for row in one.rows]
 
@@ -146,17 +133,18 @@ def load_samples(task, data_path, limit):
     return task.load(folder, task.find_train_files(folder), True, limit)
 
 
+def padding(batches):
+    """Padded places over true tokens of lists of `Encoded`."""
+    lengths = list(map(lengths_of, batches))
+    return sum(max(batch) * len(batch) for batch in lengths) / float(sum(map(sum, lengths)))
+
+
 def typical_batches(task, encoded, count):
     """`count` batches of a shuffled epoch, at even steps from those with least to most padding."""
     order = np.random.RandomState(0).permutation(len(encoded))
     batches = [batch for batch in loop.batches(encoded, task.batch_size, order)
                if len(batch) == task.batch_size]
-
-    def padding(batch):
-        lengths = lengths_of(batch)
-        return max(lengths) * len(lengths) / sum(lengths)
-
-    batches.sort(key=padding)
+    batches.sort(key=lambda batch: padding([batch]))
     return [batches[int((i + 0.5) * len(batches) / count)] for i in range(count)]
 
 
@@ -178,36 +166,32 @@ def measure_task(task, flags, config_path, speed):
     def predict(name):
         loop.predict(paths[name].predict, task, to_predict, padded=name == 'padded')
 
-    result = {'task': task.name, 'batch_size': task.batch_size, 'padding': None}
+    result = {'task': task.name, 'batch_size': task.batch_size, 'padding': padding(batches)}
     times = collections.defaultdict(list)
-    memory = collections.defaultdict(int)
     for name in paths:  # the first step also allocates
         paths[name].step(*task.collate(min(batches, key=lambda b: max(lengths_of(b)))))
     for batch in batches:
         inputs, labels = task.collate(batch)
         for name in paths:
-            with PeakMemory() as peak:
-                times[name].append(timed(paths[name].step, inputs, labels))
-            memory[name] = max(memory[name], peak.mb or 0)
+            times[name].append(timed(paths[name].step, inputs, labels))
     for name in paths:
         paths[name].predict(task.collate(to_predict[:2])[0])
     for _ in range(flags.repeats):
         for name in paths:
             times['predict ' + name].append(timed(predict, name))
     tokens = [sum(lengths_of(batch)) for batch in batches]
-    grid = [task.collate(batch)[0][0].size for batch in batches]
     floors = [multiply_adds(lengths_of(batch), flags, task.first_only, True) / speed
               for batch in batches]
     padded, default = np.array(times['padded']), np.array(times['default'])
     result.update(
-        padding=float(np.sum(grid)) / np.sum(tokens),
         train={
             'ratio': float(np.median(padded) / np.median(default)),
             'samples_per_second': {k: task.batch_size / float(np.median(times[k])) for k in paths},
             'tokens_per_second': {k: float(np.median(np.array(tokens) / times[k])) for k in paths},
             'share_of_floor': float(np.median(np.array(floors) / default)),
-            'peak_memory_mb': dict(memory), 'seconds': {k: times[k] for k in paths}},
+            'seconds': {k: times[k] for k in paths}},
         predict={
+            'padding': padding(loop.batches(to_predict, task.batch_size)),
             'ratio': float(np.median(times['predict padded'])
                            / np.median(times['predict default'])),
             'samples_per_second': {k: len(to_predict) / float(np.median(times['predict ' + k]))
@@ -217,6 +201,24 @@ def measure_task(task, flags, config_path, speed):
                 / np.median(times['predict default'])),
             'seconds': {k: times['predict ' + k] for k in paths}})
     return result
+
+
+def measure_memory(name, flags, config_path):
+    """MB that a process holds at most in a training step; each path in a process of its own."""
+    memory = {}
+    for path in ('padded', 'default'):
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            memory[path] = pool.apply(step_memory, (name, flags, config_path, path == 'padded'))
+    return {'task': name, 'peak_memory_mb': memory}
+
+
+def step_memory(name, flags, config_path, padded):
+    task = make_task(name, flags)
+    encoded = list(map(task.encode, load_samples(task, flags.data_path, None)))
+    inputs, labels = max(map(task.collate, typical_batches(task, encoded, flags.repeats)),
+                         key=lambda batch: batch[0][0].size)
+    build_path(task, flags, config_path, padded).step(inputs, labels)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def measure_input(task, flags):
@@ -273,36 +275,40 @@ def measure_merged(task, flags, config_path):
 
 def run(argv=None):
     flags = parse_flags(argv)
-    tokenizer, keep_tokens = snippets.load_tokenizer(flags.dict_path)
-    tokenizer.keep_tokens = keep_tokens
     config_path = write_base_config(os.path.join(flags.output_dir, 'results', 'benchmark'), flags)
-    make = lambda name: load_task(name, tokenizer)  # noqa: E731
+    make = lambda name: make_task(name, flags)  # noqa: E731
     report = {'settings': vars(flags), 'versions': train.versions(), 'cores': os.cpu_count(),
-              'tasks': [], 'input': [], 'growth': []}
+              'tasks': [], 'memory': [], 'input': [], 'growth': []}
     path = os.path.join(flags.output_dir, 'results', 'benchmark.json')
     if 'input' in flags.parts:
         for name in flags.tasks:
             report['input'].append(measure_input(make(name), flags))
             print('%-9s input %9.0f samples/s' % (name, report['input'][-1]['samples_per_second']))
     if 'tasks' in flags.parts:
-        print('task      padding  train x  predict x  samples/s (padded)  tokens/s  of floor  '
-              'peak MB (padded)')
+        print('%-60s prediction\ntask      padding  times  samples/s (padded)  tokens/s  of floor  '
+              'padding  times' % '          training')
         for name in flags.tasks:
             speed = peak_speed()
             result = dict(measure_task(make(name), flags, config_path, speed),
                           peak_gflops=2 * speed / 1e9)
             report['tasks'].append(result)
             step = result['train']
-            print('%-9s %7.2f %8.2f %10.2f %10.2f (%6.2f) %9.0f %8.2f %9d (%d)' % (
-                name, result['padding'], step['ratio'], result['predict']['ratio'],
-                step['samples_per_second']['default'], step['samples_per_second']['padded'],
-                step['tokens_per_second']['default'], step['share_of_floor'],
-                step['peak_memory_mb']['default'], step['peak_memory_mb']['padded']))
+            print('%-9s %7.2f %6.2f %10.2f (%6.2f) %9.0f %9.2f %8.2f %6.2f' % (
+                name, result['padding'], step['ratio'], step['samples_per_second']['default'],
+                step['samples_per_second']['padded'], step['tokens_per_second']['default'],
+                step['share_of_floor'], result['predict']['padding'], result['predict']['ratio']))
             sys.stdout.flush()
             write_text(path, json.dumps(report, indent=2) + '\n')
         means = [np.exp(np.mean([np.log(r[part]['ratio']) for r in report['tasks']]))
                  for part in ('train', 'predict')]
         print('geometric mean: train %.2f, predict %.2f' % tuple(means))
+    if 'memory' in flags.parts:
+        for name in flags.tasks:
+            report['memory'].append(measure_memory(name, flags, config_path))
+            print('%-9s peak MB: %5d (padded %5d)' % (name, *[
+                report['memory'][-1]['peak_memory_mb'][key] for key in ('default', 'padded')]))
+            sys.stdout.flush()
+            write_text(path, json.dumps(report, indent=2) + '\n')
     if 'growth' in flags.parts:
         report['growth'] = measure_growth(make('afqmc'), flags, config_path)
         for row in report['growth']:

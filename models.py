@@ -112,7 +112,8 @@ class PromptTuning(object):
         if not self.packed:
             return x
         packing = super(PromptTuning, self).apply(
-            self.inputs[0], Packing, heads=self.num_attention_heads, name='Packing')
+            self.inputs[0], Packing, heads=self.num_attention_heads,
+            head_size=self.attention_head_size, name='Packing')
         packed = super(PromptTuning, self).apply([x] + packing, Pack, name='Pack')
         self.packing, self.trunk_input = packing, (packed, x)
         return packed  # (tokens, hidden)

@@ -2,49 +2,117 @@
 
 Rows move by gathers in both directions, also in the gradients: a gather is a copy, while the
 gradient that TensorFlow derives for it is a slow sum over rows that never collide.
+
+Attention scores cost the square of the length, so they are computed in `GROUPS` of samples of like
+length, each group a grid as long as its own longest.
 """
+import collections
+
 import compat  # noqa: F401  (before bert4keras)
 import tensorflow as tf
 from bert4keras.backend import K, keras
 from bert4keras.layers import Layer
 
 
+# On a GPU, many small products take longer than a few that pad.
+GROUPS = 1 if tf.config.experimental.list_physical_devices('GPU') else 4
+PARTS = 9 + 2 * GROUPS  # the tensors that `Packing` returns
+
+Grid = collections.namedtuple('Grid', 'places pieces masks rows')
+Grid.__doc__ = """Heads on a (samples, heads, length) grid, or on several, each for a group of samples.
+
+places: (tokens * heads,), in the flat grids, one after the other; masks: for each, (samples, length),
+bool, true tokens; rows: for each, (samples * heads * length,), which of the (tokens * heads,) rows
+belongs at a place, for padding any; pieces: into how many to cut the queries of each, or None.
+"""
+Places = collections.namedtuple('Places', 'mask places rows order inverse whole groups')
+Places.__doc__ = """The outputs of `Packing`, by name.
+
+mask: (batch, length), bool, true tokens; places: (tokens,), their places in the flat grid; rows:
+(batch * length,), the packed row for each place, for padding that of some token before it; whole:
+`Grid` of the batch; order: (batch,), the samples from the longest to the shortest, and inverse, the
+way back; groups: `Grid` of the samples in this order, in `GROUPS` of like size.
+"""
+
+
+def name_parts(parts):
+    """`Places` of the list of tensors that `Packing` returns."""
+    pieces = tf.unstack(parts[8], GROUPS)
+    return Places(*parts[:5], whole=Grid(parts[5], [None], [parts[0]], [parts[6]]),
+                  groups=Grid(parts[7], pieces, parts[9:9 + GROUPS], parts[9 + GROUPS:]))
+
+
 class Packing(Layer):
     """Where the true tokens are.
 
-    heads: into how many attention heads the vectors will be split.
+    heads, head_size: what vectors will be split into for attention.
     Input: token ids (batch, length), 0 for padding; the first of a row always counts as true, as in
     bert4keras.
-    Outputs: `mask` (batch, length), bool, true tokens; `places` (tokens,), their places in the flat
-    grid; `rows` (batch * length,), the packed row for each place, for padding that of some token
-    before it; `head_places` and `head_rows`, the same between (tokens * heads,) and
-    (batch * heads * length,), so that splitting heads costs no transpose.
+    Outputs: what `name_parts` takes.
     """
 
-    def __init__(self, heads, **kwargs):
+    def __init__(self, heads, head_size, **kwargs):
         super(Packing, self).__init__(**kwargs)
         self.heads = heads
+        self.head_size = head_size
 
     def call(self, inputs):
         first = tf.ones_like(inputs[:, :1], dtype='bool')
         mask = tf.concat([first, tf.not_equal(inputs[:, 1:], 0)], 1)
         flat = tf.reshape(mask, [-1])
         places = tf.cast(tf.where(flat)[:, 0], 'int32')
-        rows = tf.cumsum(tf.cast(flat, 'int32')) - 1
-        batch, length, heads = tf.shape(mask)[0], tf.shape(mask)[1], tf.range(self.heads)
-        sample, position = places // length, places % length
-        head_places = (sample[:, None] * self.heads + heads) * length + position[:, None]
-        head_rows = tf.reshape(rows, [batch, 1, length]) * self.heads + heads[:, None]
-        return [mask, places, rows, tf.reshape(head_places, [-1]), tf.reshape(head_rows, [-1])]
+        batch, length = tf.shape(mask)[0], tf.shape(mask)[1]
+        rows = tf.reshape(tf.cumsum(tf.cast(flat, 'int32')) - 1, [batch, length])
+        # Where a sample ends; a token of id 0 may stand inside.
+        lengths = tf.reduce_max(tf.cast(mask, 'int32') * tf.range(1, length + 1), 1)
+        order = tf.argsort(-lengths)
+        inverse = tf.math.invert_permutation(order)
+        whole = self.grid([tf.range(batch)], [length], tf.range(batch), mask, rows, places)
+        groups = [order[batch * i // GROUPS:batch * (i + 1) // GROUPS] for i in range(GROUPS)]
+        longest = [tf.reduce_max(tf.concat([tf.gather(lengths, group), [1]], 0)) for group in groups]
+        groups = self.grid(groups, longest, inverse, mask, rows, places)
+        return [mask, places, tf.reshape(rows, [-1]), order, inverse, whole.places, whole.rows[0],
+                groups.places, groups.pieces] + groups.masks + groups.rows
+
+    def grid(self, groups, lengths, inverse, mask, rows, places):
+        """`Grid` of groups of samples; inverse: the place of each sample among those of all groups."""
+        batch_length, heads = tf.shape(mask)[1], tf.range(self.heads)
+        masks, head_rows, begins, begin = [], [], [], 0
+        for samples, length in zip(groups, lengths):
+            masks.append(tf.gather(mask, samples)[:, :length])
+            of_group = tf.gather(rows, samples)[:, :length]
+            head_rows.append(tf.reshape(of_group[:, None] * self.heads + heads[:, None], [-1]))
+            size = self.heads * length
+            begins.append(begin + tf.range(tf.size(samples)) * size)
+            begin += tf.size(samples) * size
+        steps = [tf.fill(tf.shape(samples), length) for samples, length in zip(groups, lengths)]
+        begin, step = [tf.gather(tf.gather(tf.concat(x, 0), inverse), places // batch_length)
+                       for x in (begins, steps)]
+        head_places = (begin + places % batch_length)[:, None] + step[:, None] * heads
+        return Grid(tf.reshape(head_places, [-1]), query_pieces(lengths, self.head_size), masks,
+                    head_rows)
 
     def compute_mask(self, inputs, mask=None):
-        return [None] * 5
+        return [None] * PARTS
 
     def compute_output_shape(self, input_shape):
-        return [tuple(input_shape)] + [(None,)] * 4
+        return [tuple(input_shape)] + [(None,)] * 8 + [(None, None)] * GROUPS + [(None,)] * GROUPS
 
     def get_config(self):
-        return dict(super(Packing, self).get_config(), heads=self.heads)
+        return dict(super(Packing, self).get_config(), heads=self.heads, head_size=self.head_size)
+
+
+def query_pieces(lengths, head_size):
+    """Into how many pieces to cut the queries of sequences of these lengths, powers of 2.
+
+    Of products of more than 2**22 multiply-adds each, TensorFlow 1.15 gives its threads a part of
+    one after the other, instead of one to each thread, and takes twice the time.
+    """
+    cost = tf.square(tf.cast(tf.stack(lengths), 'float32')) * (head_size / 2.0**22)
+    pieces = tf.ones_like(cost)
+    for _ in range(6):
+        pieces = tf.where(cost > pieces, 2 * pieces, pieces)
+    return tf.cast(pieces, 'int32')
 
 
 @tf.custom_gradient
@@ -63,25 +131,47 @@ def spread_rows(x, there, back):
     return tf.gather(x, there), gradient
 
 
-def split_heads(x, packing, heads):
-    """(tokens, heads * size) -> (batch, heads, length, size).
+def split_heads(x, grid, heads):
+    """(tokens, heads * size) -> for each group of the grid (samples, heads, length, size).
 
     At padding there are copies of other tokens. The caller must not let them matter (attention masks
     keys and values, and drops queries): the gradient takes that for granted.
     """
-    mask, _, _, head_places, head_rows = packing
     size = K.int_shape(x)[-1] // heads
-    grid = spread_rows(tf.reshape(x, [-1, size]), head_rows, head_places)
-    return tf.reshape(grid, [tf.shape(mask)[0], heads, tf.shape(mask)[1], size])
+
+    @tf.custom_gradient
+    def spread(x):
+        def gradient(*dys):
+            return tf.gather(tf.concat(dys, 0), grid.places)
+        return [tf.gather(x, rows) for rows in grid.rows], gradient
+
+    return [tf.reshape(rows, [tf.shape(mask)[0], heads, tf.shape(mask)[1], size])
+            for rows, mask in zip(spread(tf.reshape(x, [-1, size])), grid.masks)]
 
 
-def merge_heads(x, packing, heads):
-    """(batch, heads, length, size) -> (tokens, heads * size)."""
-    mask, _, _, head_places, head_rows = packing
-    size = K.int_shape(x)[-1]
-    weights = tf.cast(tf.reshape(tf.tile(mask[:, None], [1, heads, 1]), [-1, 1]), x.dtype)
-    rows = move_rows(tf.reshape(x, [-1, size]), head_places, head_rows, weights)
+def merge_heads(xs, grid, heads):
+    """For each group of the grid (samples, heads, length, size) -> (tokens, heads * size)."""
+    size = K.int_shape(xs[0])[-1]
+
+    @tf.custom_gradient
+    def collect(*xs):
+        def gradient(dy):
+            true = [tf.reshape(tf.tile(mask[:, None], [1, heads, 1]), [-1, 1])
+                    for mask in grid.masks]
+            return [tf.gather(dy, rows) * tf.cast(keep, dy.dtype)
+                    for rows, keep in zip(grid.rows, true)]
+        return tf.gather(tf.concat(xs, 0), grid.places), gradient
+
+    rows = collect(*[tf.reshape(x, [-1, size]) for x in xs])
     return tf.reshape(rows, [-1, heads * size])
+
+
+def split_samples(x, places):
+    """(batch, ...) -> for each group (samples, ...)."""
+    @tf.custom_gradient
+    def in_order(x):
+        return tf.gather(x, places.order), lambda dy: tf.gather(dy, places.inverse)
+    return tf.split(in_order(x), [tf.shape(mask)[0] for mask in places.groups.masks])
 
 
 @tf.custom_gradient
@@ -95,9 +185,9 @@ def gather_first(x, mask, places, rows):
     return tf.gather(x, first), gradient
 
 
-def first_rows(x, packing):
+def first_rows(x, places):
     """(tokens, size) -> (batch, size), the rows of position 0."""
-    return gather_first(x, *packing[:3])
+    return gather_first(x, *places[:3])
 
 
 class Pack(Layer):
@@ -135,7 +225,7 @@ class FirstToken(Layer):
     """[(tokens, size), packing] -> (batch, size)."""
 
     def call(self, inputs):
-        return first_rows(inputs[0], inputs[1:])
+        return first_rows(inputs[0], name_parts(inputs[1:]))
 
     def compute_mask(self, inputs, mask=None):
         return None

@@ -14,8 +14,7 @@ while (($#)); do
     esac
     shift
 done
-# glibc: keep freed memory and use huge pages. Tensors are large and come and go, and handing their
-# pages back and forth takes a tenth of a step; no number depends on it.
+# glibc: keep freed memory, in huge pages, as TensorFlow keeps that of its tensors (compat.py).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1} MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-17179869184}
 exec "$root/scripts/python" --stack "$stack" "$root/$program" ${args[@]+"${args[@]}"}

@@ -18,7 +18,9 @@ import train
 from afqmc import AFQMC
 from cluener import CLUENER
 from functions import FastLayerNormalization, exact_gelu
+from packing import Packing, merge_heads, name_parts, query_pieces, split_heads, split_samples
 from random_backbone import write_random_backbone
+from tasks import Encoded
 from tokenizer import FastTokenizer, cut
 
 CHARACTERS = '你我他她它们的是不了在人有这上大来和国地到以说时要就出会可也'
@@ -86,6 +88,65 @@ def test_same_for_heads_that_read_all(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.isinf(results[1][1]), np.isinf(results[0][1]))
     finite = np.isfinite(results[0][1])
     np.testing.assert_allclose(results[1][1][finite], results[0][1][finite], atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['roberta', 'nezha', 'roformer'])
+def test_same_for_long_sequences(kind, tmp_path, monkeypatch):
+    """Lengths at which queries are cut into pieces, in fewer and in more samples than groups."""
+    paths = write_random_backbone(
+        str(tmp_path), CHARACTERS, kind, num_hidden_layers=3, hidden_size=64, num_attention_heads=1,
+        intermediate_size=64, stddev=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    state, results = np.random.RandomState(0), []
+    rows = [[state.randint(5, 30, length) for length in lengths]
+            for lengths in ([380], [301, 12, 400], [5, 260, 363, 257, 256, 31])]
+    for padded in (True, False):
+        task, model = build(AFQMC, paths, padded, (3, 8), 0.0, monkeypatch)
+        step = loop.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
+        batches = [task.collate([Encoded([row], i % 2) for i, row in enumerate(batch)])
+                   for batch in rows]
+        losses = [step(*batch) for _ in range(3) for batch in batches]
+        predict = loop.predict_function(model)
+        results.append((losses, np.concatenate([predict(inputs) for inputs, _ in batches])))
+    assert abs(results[0][0][0] - results[0][0][-1]) > 1e-3
+    for packed, plain in zip(results[1], results[0]):
+        np.testing.assert_allclose(packed, plain, atol=1e-4)
+
+
+def test_pieces_of_queries():
+    """No product of a piece of queries with all keys takes more than 2**22 multiply-adds."""
+    lengths = [1, 255, 256, 257, 362, 363, 512, 513, 1024, 2048]
+    values = query_pieces(lengths, 64)
+    values = values.numpy() if compat.TF2 else K.eval(values)
+    assert values.tolist() == [1, 1, 1, 2, 2, 4, 4, 8, 16, 64]
+
+
+def test_groups_of_like_length():
+    """Each sample is in one group, and heads go to their groups and back unchanged."""
+    lengths = [3, 9, 1, 5, 7, 2, 9, 4, 6]
+    ids = np.array([[1] * n + [0] * (9 - n) for n in lengths], 'float32')
+    heads, size = 2, 3
+    x = np.random.RandomState(0).normal(size=(sum(lengths), heads * size)).astype('float32')
+    places = name_parts(Packing(heads, size)(K.constant(ids)))
+    split = split_heads(K.constant(x), places.groups, heads)
+    merged = merge_heads([2 * part for part in split], places.groups, heads)
+    sorted_ids = tf.concat([tf.pad(part, [[0, 0], [0, 9 - tf.shape(part)[1]]])
+                            for part in split_samples(K.constant(ids), places)], 0)
+    tensors = [merged, sorted_ids] + split + places.groups.masks
+    values = [t.numpy() for t in tensors] if compat.TF2 else K.get_session().run(tensors)
+    np.testing.assert_array_equal(values[0], 2 * x)
+    assert (values[1] > 0).sum(1).tolist() == sorted(lengths, reverse=True)
+    begins, i = np.cumsum([0] + lengths), 0
+    order = sorted(range(9), key=lambda j: -lengths[j])
+    grids, masks = np.array_split(np.array(values[2:], dtype=object), 2)
+    for grid, mask in zip(grids, masks):
+        assert mask.any(0).all()  # no longer than its longest
+        for heads_of_sample, true in zip(grid, mask):
+            j, n = order[i], true.sum()
+            own = x[begins[j]:begins[j] + n].reshape(n, heads, size)
+            assert n == lengths[j]
+            np.testing.assert_array_equal(heads_of_sample[:, :n], own.transpose(1, 0, 2))
+            i += 1
+    assert i == 9
 
 
 def test_dropout_is_the_same_in_distribution(tmp_path, monkeypatch):
