@@ -6,6 +6,7 @@ at the speed of a large matrix product, measured in the same run.
 """
 import argparse
 import collections
+import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ import snippets
 import train
 from data import write_text
 from datasets import load_task
-from errors import Parser, run_tool
+from errors import Parser, UserError, run_tool
 from random_backbone import write_random_backbone
 
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'csl', 'iflytek', 'ocnli', 'tnews',
@@ -205,10 +206,14 @@ def measure_task(task, flags, config_path, speed):
 
 def measure_memory(name, flags, config_path):
     """MB that a process holds at most in a training step; each path in a process of its own."""
-    memory = {}
+    memory, context = {}, multiprocessing.get_context('spawn')
     for path in ('padded', 'default'):
-        with multiprocessing.get_context('spawn').Pool(1) as pool:
-            memory[path] = pool.apply(step_memory, (name, flags, config_path, path == 'padded'))
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            step = pool.submit(step_memory, name, flags, config_path, path == 'padded')
+            try:
+                memory[path] = step.result()
+            except concurrent.futures.process.BrokenProcessPool:
+                raise UserError('%s, %s: the process was ended: too little memory?' % (name, path))
     return {'task': name, 'peak_memory_mb': memory}
 
 

@@ -65,7 +65,8 @@ class Packing(Layer):
         rows = tf.reshape(tf.cumsum(tf.cast(flat, 'int32')) - 1, [batch, length])
         # Where a sample ends; a token of id 0 may stand inside.
         lengths = tf.reduce_max(tf.cast(mask, 'int32') * tf.range(1, length + 1), 1)
-        order = tf.argsort(-lengths)
+        # By numbers that are all different: equal ones TensorFlow 1 and 2 may put in another order.
+        order = tf.argsort(tf.range(batch) - lengths * batch)
         inverse = tf.math.invert_permutation(order)
         whole = self.grid([tf.range(batch)], [length], tf.range(batch), mask, rows, places)
         groups = [order[batch * i // GROUPS:batch * (i + 1) // GROUPS] for i in range(GROUPS)]
