@@ -158,8 +158,8 @@ def measure_task(task, flags, config_path, speed):
     batches = typical_batches(task, encoded, flags.repeats)
     paths = {'padded': build_path(task, flags, config_path, True),
              'default': build_path(task, flags, config_path, False)}
-    # For prediction, batches as they stand in the file, at even steps; some 6,000 tokens.
-    count = max(3, int(np.ceil(6000.0 * len(encoded) / sum(lengths_of(encoded)) / task.batch_size)))
+    # For prediction, batches as they stand in the file, at even steps; some 9,000 tokens.
+    count = max(1, int(round(9000.0 * len(encoded) / sum(lengths_of(encoded)) / task.batch_size)))
     in_order = list(loop.batches(task.to_predict(samples), task.batch_size))
     to_predict = [task.encode(sample) for i in range(count)
                   for sample in in_order[int((i + 0.5) * len(in_order) / count)]]
