@@ -164,7 +164,7 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             return super(PromptMultiHeadAttention, self).compute_mask(inputs, mask)
         return [None, None] if self.return_attention_scores else None
 
-    def split_inputs(self, inputs, places, p_bias=None, prompts=False, **kwargs):
+    def split_inputs(self, inputs, places, p_bias=None, **kwargs):
         """The inputs of `attend`, without attention bias, for each group of samples."""
         inputs, lengths = list(inputs), [tf.shape(mask)[1] for mask in places.groups.masks]
         split = []
@@ -184,8 +184,9 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         """softmax([q kp, q k] / sqrt(d)) [vp, v].
 
         q, k, v: (batch, heads, length, size); with `first_only` one query, at position 0. inputs:
-        attention bias, positions and prompts, as far as there are any; mask: (batch, length); group:
-        of the batch these samples are.
+        attention bias, positions and prompts, as far as there are any; mask: (batch, length); pieces:
+        into how many to cut the queries, see `query_pieces`, None for one; group: which of the batch's
+        groups these samples are, for the draws of dropout.
         Returns the result, like q, and the scores among the sequence's own tokens,
         (batch, heads, length, length).
         """
