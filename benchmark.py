@@ -88,8 +88,8 @@ def timed(function, *args):
     return time.perf_counter() - begin
 
 
-def peak_speed(repeats=5):
-    """Multiply-adds a second of a large float32 matrix product."""
+def peak_function():
+    """f() -> multiply-adds a second of a large float32 matrix product, just now."""
     rows, size = 2048, 3072
     values = [np.random.rand(*shape).astype('float32') for shape in [(rows, size), (size, size)]]
     if compat.TF2:
@@ -100,29 +100,32 @@ def peak_speed(repeats=5):
         function = K.function([], [K.sum(tf.matmul(*variables))])
         product = lambda: function([])  # noqa: E731
     product()
-    return rows * size * size / np.median([timed(product) for _ in range(repeats)])
+    return lambda: rows * size * size / np.median([timed(product) for _ in range(3)])
 
 
 def multiply_adds(lengths, flags, first_only, training):
     """Multiply-adds that sequences of these true lengths need."""
-    hidden, layers, prompts = flags.hidden_size, flags.layers, flags.prompt_size
-    frozen, trained = 2 * hidden * 4 * hidden, 2 * hidden * flags.ffn_prompt_size
-    lengths = np.asarray(lengths, 'float64')
-    tokens, rows = lengths.sum(), len(lengths)
-    scores = lambda queries: 2 * hidden * (queries * (lengths + prompts)).sum()  # noqa: E731
-    attention = tokens * 4 * hidden**2 + scores(lengths)
-    last_tokens = rows if first_only else tokens
-    last_attention = 2 * hidden**2 * (tokens + last_tokens) + scores(
-        np.ones_like(lengths) if first_only else lengths)
-    ffn, last_ffn = tokens * (frozen + trained), last_tokens * (frozen + trained)
-    forward = (layers - 1) * (attention + ffn) + last_attention + last_ffn
-    if not training:
-        return forward
-    # Backward: the same again for the activations, twice for the scores; for the weights, the
-    # prompts' alone. In the first layer only the prompts get gradients, below them nothing does.
-    backward = forward + (layers - 1) * scores(lengths) + (layers - 1) * tokens * trained
-    first = attention + scores(lengths) + tokens * (frozen + trained / 2) if not prompts else 0
-    return forward + backward - first
+    hidden, prompts = flags.hidden_size, flags.prompt_size
+    lengths, total = np.asarray(lengths, 'float64'), 0
+    for layer in range(flags.layers):
+        first, last = layer == 0, layer == flags.layers - 1
+        queries = np.ones_like(lengths) if last and first_only else lengths
+        tokens, rows = lengths.sum(), queries.sum()
+        projections = 2 * hidden**2 * (tokens + rows)
+        scores = 2 * hidden * (queries * (lengths + prompts)).sum()
+        frozen, trained = rows * 8 * hidden**2, rows * 2 * hidden * flags.ffn_prompt_size
+        total += projections + scores + frozen + trained
+        if not training:
+            continue
+        total += trained  # the gradient of its weights
+        if not first:  # of its input: of a product of two activations, both have one
+            total += projections + 2 * scores + frozen + trained
+        elif prompts:  # down to the prompts: values, softmax, keys
+            total += frozen + trained + hidden * (
+                rows * hidden + (queries * (lengths + 3 * prompts)).sum())
+        else:  # down to the trained hidden units
+            total += trained / 2
+    return total
 
 
 def lengths_of(encoded):
@@ -145,11 +148,14 @@ def typical_batches(task, encoded, count):
     order = np.random.RandomState(0).permutation(len(encoded))
     batches = [batch for batch in loop.batches(encoded, task.batch_size, order)
                if len(batch) == task.batch_size]
+    if not batches:
+        raise UserError('%s: %d samples, less than a batch of %d' % (
+            task.name, len(encoded), task.batch_size))
     batches.sort(key=lambda batch: padding([batch]))
     return [batches[int((i + 0.5) * len(batches) / count)] for i in range(count)]
 
 
-def measure_task(task, flags, config_path, speed):
+def measure_task(task, flags, config_path):
     """Training steps and prediction of one task, padded and default taking turns."""
     K.clear_session()
     train.set_seed(0)
@@ -167,24 +173,28 @@ def measure_task(task, flags, config_path, speed):
     def predict(name):
         loop.predict(paths[name].predict, task, to_predict, padded=name == 'padded')
 
-    result = {'task': task.name, 'batch_size': task.batch_size, 'padding': padding(batches)}
-    times = collections.defaultdict(list)
+    # The peak takes its turns, too: the machine is not the same from minute to minute.
+    times, peak, speeds = collections.defaultdict(list), peak_function(), []
     for name in paths:  # the first step also allocates
         paths[name].step(*task.collate(min(batches, key=lambda b: max(lengths_of(b)))))
     for batch in batches:
         inputs, labels = task.collate(batch)
+        speeds.append(peak())
         for name in paths:
             times[name].append(timed(paths[name].step, inputs, labels))
     for name in paths:
         paths[name].predict(task.collate(to_predict[:2])[0])
     for _ in range(flags.repeats):
+        speeds.append(peak())
         for name in paths:
             times['predict ' + name].append(timed(predict, name))
-    tokens = [sum(lengths_of(batch)) for batch in batches]
+    tokens, speed = [sum(lengths_of(batch)) for batch in batches], float(np.median(speeds))
     floors = [multiply_adds(lengths_of(batch), flags, task.first_only, True) / speed
               for batch in batches]
     padded, default = np.array(times['padded']), np.array(times['default'])
-    result.update(
+    return dict(
+        task=task.name, batch_size=task.batch_size, padding=padding(batches),
+        peak_gflops=2 * speed / 1e9,
         train={
             'ratio': float(np.median(padded) / np.median(default)),
             'samples_per_second': {k: task.batch_size / float(np.median(times[k])) for k in paths},
@@ -201,7 +211,6 @@ def measure_task(task, flags, config_path, speed):
                 multiply_adds(lengths_of(to_predict), flags, task.first_only, False) / speed
                 / np.median(times['predict default'])),
             'seconds': {k: times['predict ' + k] for k in paths}})
-    return result
 
 
 def measure_memory(name, flags, config_path):
@@ -248,7 +257,7 @@ def measure_growth(task, flags, config_path, lengths=(32, 64, 128, 256, 512), si
         for size in sizes:
             if length * size > 8192:
                 continue
-            ids = random_state.randint(200, 5000, (size, length)).astype('int32')
+            ids = random_state.randint(1, len(task.tokenizer.keep_tokens), (size, length)).astype('int32')
             batch = [ids, np.zeros_like(ids)], np.zeros((size, 1), 'int32')
             step(*batch)
             row['seconds'][size] = float(np.median([timed(step, *batch) for _ in range(3)]))
@@ -293,9 +302,7 @@ def run(argv=None):
         print('%-60s prediction\ntask      padding  times  samples/s (padded)  tokens/s  of floor  '
               'padding  times' % '          training')
         for name in flags.tasks:
-            speed = peak_speed()
-            result = dict(measure_task(make(name), flags, config_path, speed),
-                          peak_gflops=2 * speed / 1e9)
+            result = measure_task(make(name), flags, config_path)
             report['tasks'].append(result)
             step = result['train']
             print('%-9s %7.2f %6.2f %10.2f (%6.2f) %9.0f %9.2f %8.2f %6.2f' % (
