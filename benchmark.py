@@ -10,7 +10,6 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import time
 
@@ -232,7 +231,7 @@ def step_memory(name, flags, config_path, padded):
     inputs, labels = max(map(task.collate, typical_batches(task, encoded, flags.repeats)),
                          key=lambda batch: batch[0][0].size)
     build_path(task, flags, config_path, padded).step(inputs, labels)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return train.peak_memory()
 
 
 def measure_input(task, flags):

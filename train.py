@@ -193,6 +193,17 @@ def versions():
     return found
 
 
+def peak_memory():
+    """MB that this process held at most."""
+    try:
+        with open('/proc/self/status') as reader:
+            status = dict(line.split(':', 1) for line in reader)
+        return int(status['VmHWM'].split()[0]) // 1024
+    except (OSError, KeyError):  # not Linux, where this may be what the process that started it held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
+            2**20 if sys.platform == 'darwin' else 2**10)
+
+
 def git_commit():
     """The commit of the code, with '+' where files differ from it; None outside a checkout."""
     try:
@@ -347,7 +358,7 @@ class Run(object):
             self.write(name, task.submission(samples, results))
         self.record.update(
             best=best, seconds=round(time.time() - self.began, 2),
-            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+            peak_memory_mb=peak_memory())
         self.write(task.name + '_run.json',
                    json.dumps(self.record, ensure_ascii=False, indent=2) + '\n')
         trained, parameters = [self.record['parameters'][name] for name in ('trained', 'all')]
