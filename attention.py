@@ -87,7 +87,7 @@ def product(x, y, pieces=None, transpose_b=False):
     """x y, (batch, heads, ...), with the rows of x cut into `pieces` of equal length."""
     if pieces is None:
         return tf.matmul(x, y, transpose_b=transpose_b)
-    batch, heads, rows, size = [tf.shape(x)[i] for i in range(4)]
+    batch, heads, rows, size = tf.unstack(tf.shape(x))
     cut = tf.reshape(x, [batch, heads, pieces, rows // pieces, K.int_shape(x)[-1] or size])
     result = tf.matmul(cut, y[:, :, None], transpose_b=transpose_b)
     return tf.reshape(result, [batch, heads, rows, K.int_shape(result)[-1] or tf.shape(result)[-1]])
@@ -166,7 +166,7 @@ class PromptMultiHeadAttention(MultiHeadAttention):
 
     def split_inputs(self, inputs, places, p_bias=None, **kwargs):
         """The inputs of `attend`, without attention bias, for each group of samples."""
-        inputs, lengths = list(inputs), [tf.shape(mask)[1] for mask in places.groups.masks]
+        inputs, lengths = list(inputs), [length for _, length in places.groups.sizes]
         split = []
         if p_bias == 'rotary':  # (1 or batch, length, size)
             positions = inputs.pop(0)

@@ -4,9 +4,14 @@ bert4keras's own read the step counter while it is being increased (TensorFlow 1
 and their accumulation leaves out the last batches. Here one function computes the update, from a
 counter that was read before.
 """
+import collections
+
 import compat
 import tensorflow as tf
 from bert4keras.backend import K, keras, piecewise_linear
+
+# rate: of learning, now; m_correction, v_correction: 1 - beta^t; last: does this batch end an update?
+Shared = collections.namedtuple('Shared', 'rate m_correction v_correction last')
 
 
 class PromptAdam(keras.optimizers.Optimizer):
@@ -44,12 +49,17 @@ class PromptAdam(keras.optimizers.Optimizer):
         labels = ['iterations'] + ['%s/%s' % (name, slot) for name in names for slot in self.slots()]
         return list(zip(labels, self.weights))
 
-    def new_values(self, grad, var, slots, iteration, learning_rate):
-        """Values of `var` and its slots after this batch, as tensors; all read `iteration`."""
+    def shared_values(self, iteration, learning_rate, dtype):
+        """What all weights of this dtype share in this batch: `Shared`; all read `iteration`."""
         updates = iteration // self.grad_accum_steps
         begin = updates * self.grad_accum_steps
-        rate = learning_rate * piecewise_linear(begin, self.lr_schedule, False)
-        t = K.cast(updates + 1, K.dtype(var))
+        t = K.cast(updates + 1, dtype)
+        return Shared(rate=learning_rate * piecewise_linear(begin, self.lr_schedule, False),
+                      m_correction=1 - K.pow(self.beta_1, t), v_correction=1 - K.pow(self.beta_2, t),
+                      last=K.equal((iteration + 1) % self.grad_accum_steps, 0))
+
+    def new_values(self, grad, var, slots, shared):
+        """Values of `var` and its slots after this batch, as tensors."""
         if self.grad_accum_steps > 1:
             m, v, total = slots
             total = total + grad
@@ -58,16 +68,15 @@ class PromptAdam(keras.optimizers.Optimizer):
             m, v = slots
         m_t = self.beta_1 * m + (1 - self.beta_1) * grad
         v_t = self.beta_2 * v + (1 - self.beta_2) * K.square(grad)
-        step = (m_t / (1 - K.pow(self.beta_1, t))) / (
-            K.sqrt(v_t / (1 - K.pow(self.beta_2, t))) + self.epsilon)
+        step = (m_t / shared.m_correction) / (
+            K.sqrt(v_t / shared.v_correction) + self.epsilon)
         if not any(part in var.name for part in self.exclude_from_weight_decay):
             step = step + self.weight_decay_rate * var
-        var_t = var - rate * step
+        var_t = var - shared.rate * step
         if self.grad_accum_steps == 1:
             return [var_t, m_t, v_t]
-        last = K.equal((iteration + 1) % self.grad_accum_steps, 0)
         pairs = [(var_t, var), (m_t, m), (v_t, v), (K.zeros_like(total), total)]
-        return [tf.where(tf.fill(K.shape(new), last), new, old) for new, old in pairs]
+        return [tf.where(tf.fill(K.shape(new), shared.last), new, old) for new, old in pairs]
 
     def get_updates(self, loss, params):
         """`tf1`: the update operations of one batch."""
@@ -80,8 +89,10 @@ class PromptAdam(keras.optimizers.Optimizer):
         iteration = tf.identity(self.iterations.read_value())
         with tf.control_dependencies([iteration]):
             self.updates = [K.update_add(self.iterations, 1)]
+        shared = {dtype: self.shared_values(iteration, self.learning_rate, dtype)
+                  for dtype in set(map(K.dtype, params))}
         for grad, param, of_param in zip(grads, params, slots):
-            new = self.new_values(grad, param, of_param, iteration, self.learning_rate)
+            new = self.new_values(grad, param, of_param, shared[K.dtype(param)])
             for variable, value in zip([param] + of_param, new):
                 constraint = getattr(param, 'constraint', None)
                 if variable is param and constraint is not None:
@@ -95,16 +106,24 @@ class PromptAdam(keras.optimizers.Optimizer):
             for slot in self.slots():
                 self.add_slot(var, slot)
 
+    def _prepare_local(self, var_device, var_dtype, apply_state):
+        """`tf2`: once a batch, for the weights of a device and dtype."""
+        super(PromptAdam, self)._prepare_local(var_device, var_dtype, apply_state)
+        values = apply_state[var_device, var_dtype]
+        values['shared'] = self.shared_values(
+            tf.identity(self.iterations), values['lr_t'], var_dtype)
+
     def _resource_apply_dense(self, grad, var, apply_state=None):
         """`tf2`: update one weight; the step counter is increased after all of them."""
         slots = [self.get_slot(var, slot) for slot in self.slots()]
-        rate = self._decayed_lr(var.dtype.base_dtype)
-        new = self.new_values(grad, var, slots, tf.identity(self.iterations), rate)
+        place = var.device, var.dtype.base_dtype
+        values = (apply_state or {}).get(place) or self._fallback_apply_state(*place)
+        new = self.new_values(grad, var, slots, values['shared'])
         return tf.group(*[x.assign(value) for x, value in zip([var] + slots, new)])
 
     def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
         dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, K.shape(var)))
-        return self._resource_apply_dense(dense, var)
+        return self._resource_apply_dense(dense, var, apply_state)
 
     def get_config(self):
         config = super(PromptAdam, self).get_config()

@@ -18,12 +18,13 @@ from bert4keras.layers import Layer
 GROUPS = 1 if tf.config.experimental.list_physical_devices('GPU') else 4
 PARTS = 9 + 2 * GROUPS  # the tensors that `Packing` returns
 
-Grid = collections.namedtuple('Grid', 'places pieces masks rows')
+Grid = collections.namedtuple('Grid', 'places pieces masks sizes rows')
 Grid.__doc__ = """Heads on a (samples, heads, length) grid, or on several, each for a group of samples.
 
-places: (tokens * heads,), in the flat grids, one after the other; masks: for each, (samples, length),
-bool, true tokens; rows: for each, (samples * heads * length,), which of the (tokens * heads,) rows
-belongs at a place, for padding any; pieces: into how many to cut the queries of each, or None.
+places: (tokens * heads,), in the flat grids, one after the other; pieces: into how many to cut the
+queries of each, or None; masks: for each, (samples, length), bool, true tokens; sizes: their shapes, as
+pairs; rows: for each, (samples * heads * length,), which of the (tokens * heads,) rows belongs at a
+place, for padding any.
 """
 Places = collections.namedtuple('Places', 'mask places rows order inverse whole groups')
 Places.__doc__ = """The outputs of `Packing`, by name.
@@ -37,9 +38,10 @@ way back; groups: `Grid` of the samples in this order, in `GROUPS` of like size.
 
 def name_parts(parts):
     """`Places` of the list of tensors that `Packing` returns."""
-    pieces = tf.unstack(parts[8], GROUPS)
-    return Places(*parts[:5], whole=Grid(parts[5], [None], [parts[0]], [parts[6]]),
-                  groups=Grid(parts[7], pieces, parts[9:9 + GROUPS], parts[9 + GROUPS:]))
+    pieces, masks = tf.unstack(parts[8], GROUPS), parts[9:9 + GROUPS]
+    sizes = [tf.unstack(tf.shape(mask)) for mask in [parts[0]] + masks]
+    return Places(*parts[:5], whole=Grid(parts[5], [None], [parts[0]], sizes[:1], [parts[6]]),
+                  groups=Grid(parts[7], pieces, masks, sizes[1:], parts[9 + GROUPS:]))
 
 
 class Packing(Layer):
@@ -91,7 +93,7 @@ class Packing(Layer):
                        for x in (begins, steps)]
         head_places = (begin + places % batch_length)[:, None] + step[:, None] * heads
         return Grid(tf.reshape(head_places, [-1]), query_pieces(lengths, self.head_size), masks,
-                    head_rows)
+                    list(zip(map(tf.size, groups), lengths)), head_rows)
 
     def compute_mask(self, inputs, mask=None):
         return [None] * PARTS
@@ -146,8 +148,8 @@ def split_heads(x, grid, heads):
             return tf.gather(tf.concat(dys, 0), grid.places)
         return [tf.gather(x, rows) for rows in grid.rows], gradient
 
-    return [tf.reshape(rows, [tf.shape(mask)[0], heads, tf.shape(mask)[1], size])
-            for rows, mask in zip(spread(tf.reshape(x, [-1, size])), grid.masks)]
+    return [tf.reshape(rows, [samples, heads, length, size])
+            for rows, (samples, length) in zip(spread(tf.reshape(x, [-1, size])), grid.sizes)]
 
 
 def merge_heads(xs, grid, heads):
@@ -172,7 +174,7 @@ def split_samples(x, places):
     @tf.custom_gradient
     def in_order(x):
         return tf.gather(x, places.order), lambda dy: tf.gather(dy, places.inverse)
-    return tf.split(in_order(x), [tf.shape(mask)[0] for mask in places.groups.masks])
+    return tf.split(in_order(x), [samples for samples, _ in places.groups.sizes])
 
 
 @tf.custom_gradient
