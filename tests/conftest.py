@@ -50,6 +50,13 @@ def clue():
     return find_shared('clue')
 
 
+@pytest.fixture(autouse=True, scope='module')
+def clear_module():
+    """A file's models are forgotten with it; they would hold gigabytes by the end."""
+    yield
+    compat.K.clear_session()
+
+
 @pytest.fixture
 def clear_session():
     """Forget the models of earlier tests: graphs only grow, and building gets slower with them."""
