@@ -106,6 +106,7 @@ def multiply_adds(lengths, flags, first_only, training):
     """Multiply-adds that sequences of these true lengths need."""
     hidden, prompts = flags.hidden_size, flags.prompt_size
     lengths, total = np.asarray(lengths, 'float64'), 0
+    training = training and (prompts or flags.ffn_prompt_size)  # a head alone is not counted
     for layer in range(flags.layers):
         first, last = layer == 0, layer == flags.layers - 1
         queries = np.ones_like(lengths) if last and first_only else lengths
@@ -251,12 +252,13 @@ def measure_growth(task, flags, config_path, lengths=(32, 64, 128, 256, 512), si
     K.clear_session()
     step = build_path(task, flags, config_path, False).step
     random_state, rows = np.random.RandomState(0), []
+    tokens = len(task.tokenizer.keep_tokens)
     for length in lengths:
         row = {'length': length, 'seconds': {}}
         for size in sizes:
             if length * size > 8192:
                 continue
-            ids = random_state.randint(1, len(task.tokenizer.keep_tokens), (size, length)).astype('int32')
+            ids = random_state.randint(1, tokens, (size, length)).astype('int32')
             batch = [ids, np.zeros_like(ids)], np.zeros((size, 1), 'int32')
             step(*batch)
             row['seconds'][size] = float(np.median([timed(step, *batch) for _ in range(3)]))

@@ -25,6 +25,7 @@ def test_forward_multiply_adds():
 
 
 def test_training_multiply_adds():
+    assert count([5], training=True) == count([5])  # nothing in the backbone is trained
     trained = 5 * 2 * 8 * 4
     one = dict(layers=1, ffn_prompt_size=4)
     assert count([5], training=True, **one) - count([5], **one) == 1.5 * trained
