@@ -80,20 +80,21 @@ class Packing(Layer):
     def grid(self, groups, lengths, inverse, mask, rows, places):
         """`Grid` of groups of samples; inverse: the place of each sample among those of all groups."""
         batch_length, heads = tf.shape(mask)[1], tf.range(self.heads)
+        sizes = [(tf.size(samples), length) for samples, length in zip(groups, lengths)]
         masks, head_rows, begins, begin = [], [], [], 0
-        for samples, length in zip(groups, lengths):
+        for samples, (count, length) in zip(groups, sizes):
             masks.append(tf.gather(mask, samples)[:, :length])
             of_group = tf.gather(rows, samples)[:, :length]
             head_rows.append(tf.reshape(of_group[:, None] * self.heads + heads[:, None], [-1]))
             size = self.heads * length
-            begins.append(begin + tf.range(tf.size(samples)) * size)
-            begin += tf.size(samples) * size
-        steps = [tf.fill(tf.shape(samples), length) for samples, length in zip(groups, lengths)]
+            begins.append(begin + tf.range(count) * size)
+            begin += count * size
+        steps = [tf.fill([count], length) for count, length in sizes]
         begin, step = [tf.gather(tf.gather(tf.concat(x, 0), inverse), places // batch_length)
                        for x in (begins, steps)]
         head_places = (begin + places % batch_length)[:, None] + step[:, None] * heads
         return Grid(tf.reshape(head_places, [-1]), query_pieces(lengths, self.head_size), masks,
-                    list(zip(map(tf.size, groups), lengths)), head_rows)
+                    sizes, head_rows)
 
     def compute_mask(self, inputs, mask=None):
         return [None] * PARTS

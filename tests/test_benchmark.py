@@ -79,7 +79,7 @@ def test_every_part_reports(measure, monkeypatch, capsys, clear_session):
     assert 'geometric mean' in printed and 'afqmc     peak MB' in printed
 
 
-def test_memory_is_the_processs_own(measure, monkeypatch, clear_session):
+def test_memory_is_the_processs_own(measure, clear_session):
     """Not what the process that started it holds or held."""
     held = np.ones(2 * 10**9, 'int8')
     memory, = measure('--tasks', 'afqmc', '--parts', 'memory')['memory']
