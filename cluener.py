@@ -1,5 +1,6 @@
 """CLUENER: names of ten types in a text."""
-from tasks import EntityRecognition
+from fltuning.entities import EntityRecognition
+from fltuning.task import Published
 from train import main
 
 
@@ -8,28 +9,13 @@ class CLUENER(EntityRecognition):
     labels = ['address', 'book', 'company', 'game', 'government', 'movie', 'name', 'organization',
               'position', 'scene']
     test_files = {'test.json': 'cluener_predict.json'}
+    archive = 'cluener_public.zip'
+    published = {
+        'train.json': Published(10748, '6cf6f466b20c1681ed12e6b18e6345df'),
+        'dev.json': Published(1343, 'ecf3cf49219eb6a5a32fe958da713f04'),
+        'test.json': Published(1345, '311aa1bca3fb1580e5106ad688fed629'),
+    }
     maxlen, batch_size, epochs, learning_rate = 256, 32, 30, 1e-4
-
-    def parse(self, records, labelled):
-        return [self.Text(None if labelled else self.get_id(record), record.get_text('text'),
-                          self.entities(record) if labelled else None)
-                for record in records]
-
-    def entities(self, record):
-        """{(type, start, end)} of a label {type: {name: [[start, end], ...]}}, end included."""
-        label, text, found = record.get_record('label'), record['text'], set()
-        for kind in label:
-            if kind not in self.labels:
-                raise label.error(kind, 'one of the types ' + ', '.join(self.labels))
-            names = label.get_record(kind)
-            for name in names:
-                for span in names.get_list(name, list):
-                    if (len(span) != 2 or not all(type(place) is int for place in span)
-                            or not 0 <= span[0] <= span[1] < len(text)
-                            or text[span[0]:span[1] + 1] != name):
-                        raise names.error(name, '[start, end] where the text says so')
-                    found.add((kind, span[0], span[1]))
-        return found
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """CMNLI: does a sentence follow from another, contradict it, or neither?"""
-from tasks import Classification
+from fltuning.classification import Classification
+from fltuning.task import Published
 from train import main
 
 
@@ -7,15 +8,14 @@ class CMNLI(Classification):
     name = 'cmnli'
     labels = ['entailment', 'neutral', 'contradiction']
     test_files = {'test.json': 'cmnli_predict.json'}
+    archive = 'cmnli_public.zip'
+    published = {
+        'train.json': Published(391783, '7d02308650cd2a0e183bf599ca9bb263'),
+        'dev.json': Published(12241, '0b16a50a297a9afb1ce5385ee4dd3d9c'),
+        'test.json': Published(13880, '804cb0bb67266983d59d1c855e6b03b0'),
+    }
     maxlen, batch_size, epochs, learning_rate = 128, 32, 30, 1e-4
-
-    def parse(self, records, labelled):
-        """Lines labelled '-', on which the annotators did not agree, are left out."""
-        return [self.Text(
-            id=None if labelled else self.get_id(record),
-            first=record.get_text('sentence1'), second=record.get_text('sentence2'),
-            label=record.get_choice('label', self.labels) if labelled else None)
-            for record in records if not labelled or record.get('label') != '-']
+    left_out = ['-']  # on which the annotators did not agree
 
 
 if __name__ == '__main__':

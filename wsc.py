@@ -1,5 +1,6 @@
 """CLUEWSC: does a pronoun mean this thing?"""
-from tasks import Classification
+from fltuning.classification import Classification
+from fltuning.task import Published
 from train import main
 
 
@@ -7,14 +8,18 @@ class WSC(Classification):
     name = 'wsc'
     labels = ['false', 'true']
     test_files = {'test1.0.json': 'cluewsc10_predict.json', 'test.json': 'cluewsc11_predict.json'}
+    archive = 'cluewsc2020_public.zip'
+    published = {
+        'train.json': Published(1244),
+        'dev.json': Published(304),
+        'test1.0.json': Published(290),
+        'test.json': Published(2574),
+    }
     maxlen, batch_size, epochs, learning_rate = 128, 128, 40, 3e-4
+    few_clue = 'cluewsc'
 
-    def parse(self, records, labelled):
-        return [self.Text(
-            id=None if labelled else self.get_id(record),
-            first=self.mark(record), second=None,
-            label=record.get_choice('label', self.labels) if labelled else None)
-            for record in records]
+    def texts(self, record):
+        return self.mark(record), None
 
     def mark(self, record):
         """The text with _span1_ and [span2] marked."""

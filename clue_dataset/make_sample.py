@@ -4,18 +4,16 @@ Templates and word lists, drawn with a fixed seed. The words give the label away
 model, even one of random frozen weights, can learn each task in a short run; a score on the sample
 says nothing about Chinese.
 """
-import io
 import itertools
 import json
 import os
 import random
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-THINGS = ('会员卡 话费 订单 快递 发票 密码 银行卡 优惠券 红包 账单 积分 流量 门票 包裹 押金 月票 水费 电费 '
-          '保单 学费').split()
-PEOPLE = ('小明 小红 老王 张老师 李医生 赵大爷 陈经理 刘师傅 孙阿姨 周同学 吴律师 郑教练').split()
-PLACES = '公园 车站 图书馆 医院 超市 学校 饭店 河边 广场 电影院'.split()
-DEEDS = '看书 跑步 唱歌 下棋 买菜 画画 写信 散步 打球 拍照 钓鱼 跳舞'.split()
+THINGS = ['会员卡', '话费', '订单', '快递', '发票', '密码', '银行卡', '优惠券', '红包', '账单', '积分', '流量', '门票', '包裹', '押金', '月票', '水费', '电费', '保单', '学费']
+PEOPLE = ['小明', '小红', '老王', '张老师', '李医生', '赵大爷', '陈经理', '刘师傅', '孙阿姨', '周同学', '吴律师', '郑教练']
+PLACES = ['公园', '车站', '图书馆', '医院', '超市', '学校', '饭店', '河边', '广场', '电影院']
+DEEDS = ['看书', '跑步', '唱歌', '下棋', '买菜', '画画', '写信', '散步', '打球', '拍照', '钓鱼', '跳舞']
 
 
 def fill(state, template, **words):
@@ -41,7 +39,7 @@ def without(record, *names):
 def write(task, name, text):
     folder = os.path.join(HERE, 'sample', task)
     os.makedirs(folder, exist_ok=True)
-    with io.open(os.path.join(folder, name), 'w', encoding='utf-8', newline='\n') as writer:
+    with open(os.path.join(folder, name), 'w', encoding='utf-8', newline='\n') as writer:
         writer.write(text)
 
 
@@ -101,7 +99,7 @@ def ocnli(state):
 FIELDS = [
     ('医学', '肺炎 血压 疫苗 骨折 糖尿病 护理 免疫 肿瘤'), ('农业', '水稻 土壤 灌溉 小麦 施肥 病虫害 产量 品种'),
     ('计算机', '神经网络 数据库 加密 编译器 图像识别 云计算 调度 缓存'), ('建筑', '混凝土 桥梁 抗震 隧道 钢结构 地基 保温 消防')]
-GENERAL = '方法 结果 分析 研究 问题 结论 过程 情况 内容 意义'.split()
+GENERAL = ['方法', '结果', '分析', '研究', '问题', '结论', '过程', '情况', '内容', '意义']
 
 
 def csl(state):
@@ -193,8 +191,7 @@ IDIOMS = [
     ('一举两得', '走路上班既省钱又锻炼，可以说是{}'), ('半途而废', '学习贵在坚持，不能{}'),
     ('雪中送炭', '在最困难的时候得到帮助，就像{}'), ('锦上添花', '演出已经成功，灯光更是{}'),
     ('胸有成竹', '准备充分的她上台时{}'), ('自相矛盾', '他前后说的话{}，没有人相信')]
-OTHERS = ('风平浪静 万里无云 四面八方 五颜六色 七上八下 十全十美 百花齐放 千山万水 春暖花开 秋高气爽 '
-          '山清水秀 鸟语花香 车水马龙 人山人海 灯火通明 张灯结彩').split()
+OTHERS = ['风平浪静', '万里无云', '四面八方', '五颜六色', '七上八下', '十全十美', '百花齐放', '千山万水', '春暖花开', '秋高气爽', '山清水秀', '鸟语花香', '车水马龙', '人山人海', '灯火通明', '张灯结彩']
 BEFORE = ['老师说，', '大家都知道，', '书里写道，', '邻居常说，', '爷爷告诉我，', '有人感叹，', '朋友笑着说，', '后来我明白，']
 
 
@@ -261,7 +258,7 @@ def cmrc2018():
     kinds = [('桥', '这座桥叫什么？', '人们称它为'), ('塔', '这座塔的名字是什么？', '它的名字是'), ('河', '这条河名叫什么？', '当地人叫它'),
              ('山', '这座山叫什么名字？', '书上写作')]
     names = ['青石', '望月', '长风', '白鹭', '金沙', '听雨', '红枫', '云起', '石门', '古柳', '双龙', '春水']
-    for number, (split, count) in enumerate([('train', 60), ('dev', 20), ('trial', 10), ('test', 20)]):
+    for _number, (split, count) in enumerate([('train', 60), ('dev', 20), ('trial', 10), ('test', 20)]):
         state, data = random.Random('cmrc2018' + split), []
         for i in range(count):
             kind, question, called = state.choice(kinds)

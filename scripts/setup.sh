@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Makes an environment, .envs/STACK, from scripts/STACK.lock, and adds what is in an extra's lock,
 # scripts/STACK-EXTRA.lock. There already: does nothing.
-# Usage: scripts/setup.sh tf1|tf2 [onnx|pretrain]  the stacks, and what `scripts/export --to onnx` and
-#                                                  scripts/pretrain need besides
-#        scripts/setup.sh torch                    what the tests compare exported models with
+# Usage: scripts/setup.sh tf1|tf2 [onnx|pretrain|torch|fuzz]  the stacks, and what `scripts/export --to onnx`,
+#                                                        scripts/pretrain, a backbone that is
+#                                                        pytorch_model.bin alone and scripts/fuzz need besides
+#        scripts/setup.sh torch                          what the tests compare exported models with
+#        scripts/setup.sh lab [cjk]                      scripts/report and scripts/tune, and scripts/reproduce on
+#                                                        clusters; a font for Chinese in their pictures
 set -euo pipefail
 
 fail() { echo "scripts/setup.sh: $2" >&2; exit "$1"; }
@@ -11,7 +14,7 @@ fail() { echo "scripts/setup.sh: $2" >&2; exit "$1"; }
 stack=${1-} extra=${2-}
 case $stack in
     tf1) other=tf2 versions=(3.7) ;;
-    tf2 | torch) other=tf1 versions=(3.11 3.12 3.13) ;;
+    tf2 | torch | lab) other=tf1 versions=(3.11 3.12 3.13) ;;
     *) fail 2 "unknown stack '$stack': expected tf1 or tf2" ;;
 esac
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
@@ -93,10 +96,10 @@ links=${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2> /dev/nu
 [[ -z $links ]] || export UV_FIND_LINKS=${UV_FIND_LINKS:-${links// /,}}
 
 # Installs a lock. Without dependencies, since it names all, and bert4keras asks for a Keras that tf2
-# does not want; but for torch, whose builds differ in what they need.
+# does not want; but for torch, whose builds differ in what they need (of CUDA; those of no GPU, nothing).
 install() {
     local dependencies=(--no-deps)
-    [[ $stack != torch ]] || dependencies=()
+    [[ $1 != *torch.lock ]] || dependencies=(--constraint "$lock")
     "$uv" pip install --quiet ${dependencies[@]+"${dependencies[@]}"} --build-constraint "$lock" \
         --python "$env/bin/python" --requirement "$1" || fail 1 "could not install $1; run it again to go on"
     cp "$1" "$env/made-from-${1##*/}"

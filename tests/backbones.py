@@ -7,10 +7,10 @@ import collections
 import json
 import os
 
-import compat  # noqa: F401
+from fltuning import compat  # noqa: F401
 import numpy as np
 
-import checkpoints
+from fltuning import checkpoints
 
 Backbone = collections.namedtuple('Backbone', 'config_path checkpoint_path dict_path variables')
 

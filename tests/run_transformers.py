@@ -3,10 +3,15 @@
 run_transformers.py outputs FOLDER NPZ: writes `outputs` of the model in FOLDER (and of the adapter in
 FOLDER/adapter, if there is one) for the token ids and masks in NPZ, as far as it can be loaded whole.
 run_transformers.py make KIND FOLDER: saves random models, in both of the library's formats.
+run_transformers.py serve: does these for each line of its input, a JSON list of a command's words (pytorch.py).
+run_transformers.py adapted NPZ ...: for test_methods.py; what peft makes of each file's backbone and adapter.
 """
+import contextlib
+import io
 import json
 import os
 import sys
+import traceback
 
 import numpy as np
 import torch
@@ -73,6 +78,68 @@ def make(kind, folder):
     np.savez(os.path.join(folder, 'expected.npz'), input_ids=ids.numpy(), **arrays)
 
 
+def script(code, *args):
+    """Runs the text of a program, with these as its arguments."""
+    sys.argv = ['script'] + list(args)
+    exec(compile(code, 'script', 'exec'), {'__name__': '__main__'})
+
+
+def adapted(*paths):
+    """Writes `hidden` and, by name, the adapter's gradients of sum(hidden * factors), beside each file.
+
+    A file has `about` (JSON: kind, config, peft), backbone/NAME and adapter/NAME, and a batch.
+    """
+    import peft
+    configs = {'lora': peft.LoraConfig, 'ia3': peft.IA3Config, 'prompt_tuning': peft.PromptTuningConfig,
+               'ptuning': peft.PromptEncoderConfig}
+    for path in paths:
+        arrays = np.load(path)
+        about = json.loads(str(arrays['about']))
+        module, name = {'roberta': (transformers, 'Bert'), 'roformer': (transformers, 'RoFormer'),
+                        'nezha': (nezha, 'Nezha')}[about['kind']]
+        model = CLASSES[name + 'Model'](getattr(module, name + 'Config')(**about['config']))
+        state = {key[len('backbone/'):]: torch.tensor(arrays[key]) for key in arrays.files
+                 if key.startswith('backbone/')}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        assert not unexpected and all('pooler' in key or 'position' in key for key in missing), missing
+        model = peft.get_peft_model(model, configs[about['method']](
+            task_type='FEATURE_EXTRACTION', **about['peft'])).eval()
+        named = dict(model.named_parameters())
+        adapter = {key[len('adapter/'):]: named[key[len('adapter/'):]] for key in arrays.files
+                   if key.startswith('adapter/')}
+        trained = {key for key, value in named.items() if value.requires_grad}
+        assert set(adapter) == trained, set(adapter) ^ trained
+        for key, parameter in adapter.items():
+            with torch.no_grad():
+                parameter.copy_(torch.tensor(arrays['adapter/' + key]).reshape(parameter.shape))
+        ids = torch.tensor(arrays['input_ids'])
+        hidden = model(input_ids=ids, attention_mask=torch.tensor(arrays['attention_mask']),
+                       token_type_ids=torch.zeros_like(ids))[0][:, -ids.shape[1]:]
+        (hidden * torch.tensor(arrays['factors'])).sum().backward()
+        np.savez(path + '.out.npz', hidden=hidden.detach().numpy(), **{
+            'gradient/' + key: parameter.grad.numpy() for key, parameter in adapter.items()})
+
+
+COMMANDS = {'outputs': outputs, 'make': make, 'adapted': adapted, 'script': script}
+
+
+def serve():
+    """Runs the commands that come as lines of JSON; answers [what was printed, the traceback or None]."""
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what a library prints from C is no answer
+    folder = os.getcwd()
+    for line in sys.stdin:
+        command, *args = json.loads(line)
+        printed, error = io.StringIO(), None
+        try:
+            with contextlib.redirect_stdout(printed):
+                COMMANDS[command](*args)
+        except Exception:
+            error = traceback.format_exc()
+        os.chdir(folder)
+        print(json.dumps([printed.getvalue(), error]), file=answers, flush=True)
+
+
 if __name__ == '__main__':
     transformers.logging.set_verbosity_error()
-    {'outputs': outputs, 'make': make}[sys.argv[1]](*sys.argv[2:])
+    serve() if sys.argv[1] == 'serve' else COMMANDS[sys.argv[1]](*sys.argv[2:])

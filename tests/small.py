@@ -5,7 +5,7 @@ import os
 import re
 import resource
 
-from random_backbone import write_random_backbone
+from tools.random_backbone import write_random_backbone
 
 CHARACTERS = ('问题一二三四五六七八九十甲乙丙丁的是不在有人这中大来上国和到说们为子你地出道也时年得就那要'
               '下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成事只作当想看文无开手'
@@ -30,6 +30,11 @@ def flags(settings):
 def write_text(path, text):
     with open(str(path), 'w', encoding='utf-8') as writer:
         writer.write(text)
+
+
+def read_text(path):
+    with open(str(path), encoding='utf-8') as reader:
+        return reader.read()
 
 
 def write_json(path, value):
@@ -69,9 +74,9 @@ def afqmc(folder, train=12, dev=6, test=5):
 
 def cmnli(folder):
     for name in ('train', 'dev', 'test'):
-        label = {'id': 3} if name == 'test' else {'label': 'neutral'}
         write_lines(os.path.join(folder, name + '.json'),
-                    [dict(label, sentence1='她在北京', sentence2='她在东海')] * 3)
+                    [dict({'id': i} if name == 'test' else {'label': 'neutral'},
+                          sentence1='她在北京', sentence2='她在东海') for i in range(3)])
 
 
 def wsc(folder):

@@ -9,6 +9,7 @@ import pytest
 import backbones
 import small
 import snippets
+from fltuning import checkpoints
 import train
 from afqmc import AFQMC
 from c3 import C3
@@ -16,7 +17,7 @@ from chid import CHID
 from cluener import CLUENER
 from cmnli import CMNLI
 from cmrc2018 import CMRC2018
-from random_backbone import write_vocab
+from tools.random_backbone import write_vocab
 from wsc import WSC
 
 TASKS = {task.name: task for task in (AFQMC, C3, CHID, CLUENER, CMNLI, CMRC2018, WSC)}
@@ -191,9 +192,21 @@ DATA = {
     'cmrc2018: no answers': (
         'cmrc2018', 'dev.json', r'(?s)"answers": \[.*?\]', '"answers": []',
         ['dev.json: data[0]: paragraphs[0]: qas[0]:', '"answers"', 'a list', '[]']),
-    'cmrc2018: a question longer than the window': (
-        'cmrc2018', 'test.json', '"question": "', '"question": "' + 45 * '问',
-        ['test.json: data[0]: paragraphs[0]: qas[0]:', '"question"', 'maxlen 48']),
+    'cmrc2018: a passage of combining marks': (
+        'cmrc2018', 'test.json', '"context": "[^"]*"', '"context": "\\u0301\\u0302"',
+        ['test.json: data[0]: paragraphs[0]:', '"context"', 'more than marks']),
+    'cmrc2018: an answer of combining marks': (
+        'cmrc2018', 'dev.json', r'"answers": \[\s*\{\s*"text": "[^"]*"', '"answers": [{"text": "\\u0301"',
+        ['dev.json: data[0]: paragraphs[0]: qas[0]: answers[0]:', '"text"', 'more than marks']),
+    'an id that comes twice in a test file': (
+        'afqmc', 'test.json', '"id": 3', '"id": "1"',
+        ['test.json: line 4: field "id": expected each id once, got "1"', 'test.json: line 2)']),
+    'chid: a blank that comes twice in a test file': (
+        'chid', 'test1.0.json', '#idiom000015#', '#idiom000013#',
+        ['test1.0.json: line 2: field "content": expected each id once', 'line 1)']),
+    'cmrc2018: a question that comes twice in a test file': (
+        'cmrc2018', 'test.json', r'"id": "test_1",\s*"question"', '"id": "test_0", "question"',
+        ['test.json: data[0]: paragraphs[1]: qas[0]: field "id": expected each id once', 'paragraphs[0]']),
     'cmrc2018: a list at the top': (
         'cmrc2018', 'train.json', r'(?s).*', '[{}]', ['train.json', 'an object', '[{}]']),
     'cmrc2018: a passage that is a list': (
@@ -354,7 +367,7 @@ def test_no_vocabulary(refused, tmp_path, text, expected):
     ('(?s).*', 'hidden_size: 16', 'config'), ('(?s).*', '[16]', 'config'),
     ('"hidden_size": 16', '"size": 16', 'hidden_size'),
     ('"hidden_size": 16', '"hidden_size": "wide"', 'wide'),
-    ('"hidden_act": "gelu",', '', 'hidden_act'),
+    ('"hidden_act": "gelu"', '"hidden_act": "gellu"', 'hidden_act'),
     (r'\A', b'\xb0\xa1', 'config')])
 def test_no_config(refused, backbone, tmp_path, pattern, replacement, expected):
     small.write_task(tmp_path / 'data', 'afqmc')
@@ -383,7 +396,7 @@ def test_maxlen_beyond_the_positions(refused, tmp_path, backbone, kind, clear_se
         assert backbone['checkpoint_path'] in error
     else:
         paths = small.write_backbone(tmp_path / kind, kind, max_position_embeddings=64)
-        snippets.check_backbone(maxlen=65, **paths)
+        checkpoints.check_backbone(maxlen=65, **paths)
         train.run(AFQMC, small.flags(dict(
             paths, data_path=tmp_path / 'data', output_dir=tmp_path / 'o', epochs=1, maxlen=65,
             limit=2, ffn_prompt_size=2)))
@@ -445,7 +458,7 @@ def test_as_a_process(wrong, root, tmp_path, backbone):
         settings['prompt_sizes'] = 3
     done = subprocess.run(
         [sys.executable, os.path.join(root, 'afqmc.py')] + small.flags(settings),
-        cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        cwd=str(tmp_path), capture_output=True)
     assert done.returncode == 2
     lines = done.stderr.decode('utf-8').splitlines()
     assert len(lines) == 1 and lines[0].startswith('afqmc.py: error: ')

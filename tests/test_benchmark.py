@@ -1,17 +1,18 @@
 """The benchmark: what it counts, and that each of its parts runs and reports. No test is of a time."""
 import argparse
+import os
 
 import numpy as np
 import pytest
 
-import benchmark
+from tools import benchmark, measure as measuring
 import small
-from errors import UserError
+from fltuning.errors import UserError
 
 
 def count(lengths, first_only=False, training=False, **changes):
     flags = dict(dict(hidden_size=8, layers=3, prompt_size=0, ffn_prompt_size=0), **changes)
-    return benchmark.multiply_adds(lengths, argparse.Namespace(**flags), first_only, training)
+    return measuring.multiply_adds(lengths, argparse.Namespace(**flags), first_only, training)
 
 
 def test_forward_multiply_adds():
@@ -56,6 +57,20 @@ def measure(tmp_path):
 
 
 @pytest.mark.slow
+def test_methods_report(measure, monkeypatch, capsys, clear_session):
+    """A row for each that was measured; two of them here."""
+    from fltuning import methods
+    monkeypatch.setattr(methods, 'METHODS', {name: methods.METHODS[name] for name in ('fl', 'lora')})
+    rows = measure('--parts', 'methods')['methods']
+    assert [row['method'] for row in rows] == ['fl', 'lora']
+    for row in rows:
+        assert row['trained'] > 0 and row['size'] > 0
+        for path in ('padded', 'default'):
+            seconds = np.array(row['seconds'][path]) / row['seconds']['reference']
+            assert row['ratio'][path] == pytest.approx(np.median(seconds))
+
+
+@pytest.mark.slow
 def test_every_part_reports(measure, monkeypatch, capsys, clear_session):
     report = measure('--tasks', 'afqmc', 'c3', '--parts', 'input', 'tasks')
     assert [[one['task'] for one in report[part]] for part in ('input', 'tasks')] == [
@@ -67,8 +82,8 @@ def test_every_part_reports(measure, monkeypatch, capsys, clear_session):
             assert found['ratio'] == pytest.approx(padded / default)
             assert len(found['seconds']['default']) == 2 and found['share_of_floor'] > 0
         assert one['padding'] >= 1 and one['peak_gflops'] > 0
-    growth = benchmark.measure_growth
-    monkeypatch.setattr(benchmark, 'measure_growth',
+    growth = measuring.measure_growth
+    monkeypatch.setattr(measuring, 'measure_growth',
                         lambda *args: growth(*args, lengths=(8, 16), sizes=(1, 2)))
     report = measure('--tasks', 'afqmc', '--parts', 'memory', 'growth', 'merged')
     memory, = report['memory']
@@ -95,11 +110,11 @@ def test_less_than_a_batch(measure, tmp_path, clear_session):
 
 
 def test_a_killed_process_is_named(measure, monkeypatch, clear_session):
-    monkeypatch.setattr(benchmark, 'step_memory', kill)
+    monkeypatch.setattr(measuring, 'step_memory', kill)
     with pytest.raises(UserError, match='afqmc, padded: the process was ended'):
         measure('--tasks', 'afqmc', '--parts', 'memory')
 
 
 def kill(*args):
     """In place of a step: ends its process, as the system does where memory is short."""
-    benchmark.os._exit(9)
+    os._exit(9)

@@ -3,13 +3,14 @@ import json
 import os
 import shutil
 
-import compat  # noqa: F401  (before bert4keras)
+from fltuning import compat  # noqa: F401  (before bert4keras)
 import numpy as np
 import pytest
 
 from backbones import write_backbone
-from compat import K
-from models import BACKBONES, PtuningV2AddFNNPtuning, build_transformer_model, detect_backbone
+from fltuning.compat import K
+from fltuning.checkpoints import detect_backbone
+from models import BACKBONES, PtuningV2AddFNNPtuning, build_transformer_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('clear_session')]
 

@@ -6,9 +6,12 @@ import sys
 
 import pytest
 
-import datasets
-import errors
-from errors import UserError
+import tasks
+from fltuning import errors
+from fltuning.errors import UserError
+from fltuning.task import Published
+from tools import data
+from tools.download import digest
 
 # CLUE's README and data card: train, dev, and each test file. The readers leave out lines labelled
 # '-': cmnli and ocnli count without them.
@@ -32,7 +35,7 @@ def lines(records):
 
 def check(root, capsys, *tasks):
     """(exit code, {(task, file): (records, published, unit, remark)}, lines below the table)."""
-    code = datasets.run(['--data_path', str(root), '--task'] + list(tasks))
+    code = data.run(['--data_path', str(root), '--task'] + list(tasks))
     rows, rest = {}, []
     for line in capsys.readouterr().out.splitlines()[1:]:
         found = re.match(r'(\w+) +(\S+\.json) +([\d,]+|-) +([\d,]+) (\w+) +(.*)$', line)
@@ -45,9 +48,8 @@ def check(root, capsys, *tasks):
 
 def publish(monkeypatch, name, **counts):
     """Small published counts for a task."""
-    download = datasets.PUBLISHED[name][0]
-    files = {file.replace('__', '.') + '.json': number for file, number in counts.items()}
-    monkeypatch.setitem(datasets.PUBLISHED, name, (download, files))
+    monkeypatch.setattr(type(tasks.load_task(name)), 'published', {
+        file.replace('__', '.') + '.json': Published(number) for file, number in counts.items()})
 
 
 def questions(*numbers):
@@ -65,16 +67,15 @@ def afqmc(tmp_path, monkeypatch):
 
 
 def test_the_table_is_of_the_files_that_the_tasks_read(root):
-    with open(os.path.join(root, 'scripts', 'run'), encoding='utf-8') as reader:
-        assert list(datasets.PUBLISHED) == re.search('for name in (.*); do', reader.read()
-                                                     ).group(1).split()
-    for name, (download, files) in datasets.PUBLISHED.items():
-        task = datasets.load_task(name)
+    assert set(tasks.CLUE) == set(PUBLISHED)
+    for name in tasks.CLUE:
+        task = tasks.load_task(name)
+        files = {file: published.records for file, published in task.published.items()}
         train_files = ['train.50k.json'] if name == 'ocnli' else task.train_files
         assert set(files) == set(train_files + task.dev_files + list(task.test_files)), name
         splits = [train_files, task.dev_files] + [[file] for file in task.test_files]
         assert tuple(sum(files[file] for file in split) for split in splits) == PUBLISHED[name]
-        assert download == {'wsc': 'cluewsc2020'}.get(name, name) + '_public.zip'
+        assert task.archive == {'wsc': 'cluewsc2020'}.get(name, name) + '_public.zip'
 
 
 def test_all_is_well(afqmc, capsys):
@@ -102,7 +103,7 @@ def test_a_missing_file_and_where_it_comes_from(afqmc, capsys):
 def test_a_missing_folder(afqmc, capsys):
     code, rows, rest = check(afqmc, capsys, 'afqmc', 'wsc')
     assert code == 1
-    assert [rows['wsc', file][3] for file in datasets.PUBLISHED['wsc'][1]] == ['missing'] * 4
+    assert [rows['wsc', file][3] for file in tasks.load_task('wsc').published] == ['missing'] * 4
     assert 'cluewsc2020_public.zip' in rest[0] and len(rest) == 2
     assert rest[-1] == '1 of 2 tasks are as CLUE published them; not: wsc'
 
@@ -178,9 +179,9 @@ def test_cmrc2018_is_counted_by_questions_and_says_what_it_moved(tmp_path, monke
 
 def test_usage(tmp_path, capsys, monkeypatch):
     def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['datasets.py'] + list(args))
+        monkeypatch.setattr(sys, 'argv', ['data'] + list(args))
         with pytest.raises(SystemExit) as ended:
-            errors.run_tool('scripts/data', datasets.run)
+            errors.run_tool('scripts/data', data.run)
         return ended.value.code, capsys.readouterr()
 
     for args, message in [(['--task', 'foo'], "argument --task: invalid choice: 'foo'"),
@@ -195,27 +196,28 @@ def test_usage(tmp_path, capsys, monkeypatch):
 def test_the_default_folder_is_the_projects(root, monkeypatch, tmp_path):
     monkeypatch.chdir(str(tmp_path))
     monkeypatch.setattr('snippets.data_path', 'clue_dataset')
-    assert datasets.find_root(None) == os.path.join(root, 'clue_dataset')
+    assert tasks.find_root(None) == os.path.join(root, 'clue_dataset')
     monkeypatch.setattr('snippets.data_path', str(tmp_path))
-    assert datasets.find_root(None) == str(tmp_path)
+    assert tasks.find_root(None) == str(tmp_path)
     with pytest.raises(UserError, match='no folder elsewhere'):
-        datasets.find_root('elsewhere')
+        tasks.find_root('elsewhere')
 
 
 def test_real_files(clue, capsys, monkeypatch):
-    """Every record reads, and the counts are CLUE's but where the copy is known to be partial."""
+    """Every record reads; what is right by its MD5 is called so, and of the rest the count is told."""
     # Two files of cmrc2018 will do: its passages take the longest to read.
-    monkeypatch.setitem(datasets.PUBLISHED, 'cmrc2018', ('cmrc2018_public.zip', {
-        file: datasets.PUBLISHED['cmrc2018'][1][file] for file in ('trial.json', 'test.json')}))
-    code, rows, rest = check(clue, capsys, *datasets.PUBLISHED)
+    publish(monkeypatch, 'cmrc2018', trial=1002, test=2000)
+    code, rows, rest = check(clue, capsys, *tasks.CLUE)
     wrong = {key: row[3] for key, row in rows.items() if not row[3].startswith('ok')}
-    assert code == 1
-    assert set(wrong) == {
-        ('chid', 'train.json'), ('chid', 'dev.json'), ('chid', 'test1.0.json'),
-        ('chid', 'test1.1.json'), ('cmnli', 'train.json'), ('cmnli', 'dev.json'),
-        ('iflytek', 'train.json'), ('wsc', 'test.json'), ('ocnli', 'train.50k.json')}
-    assert wrong.pop(('ocnli', 'train.50k.json')) == 'missing'
-    assert all(re.match('WRONG: [0-9,]+ fewer than published$', remark)
-               for remark in wrong.values())
-    assert 'ocnli: also there: train.10k.json, train.3k.json' in rest
-    assert rest[-1].startswith('6 of 11 tasks')
+    genuine = {(name, file) for name in tasks.CLUE
+               for file, published in tasks.load_task(name).published.items()
+               if published.md5 and os.path.exists(os.path.join(clue, name, file))
+               and published.md5 == digest(os.path.join(clue, name, file), 'md5')}
+    assert genuine and not genuine & set(wrong)
+    for (name, file), remark in wrong.items():
+        if os.path.exists(os.path.join(clue, name, file)):
+            assert re.match('WRONG: [0-9,]+ (fewer|more) than published$', remark)
+        else:
+            assert remark == 'missing'
+    assert code == bool(wrong)
+    assert rest[-1].startswith('%d of 11 tasks' % (11 - len({name for name, _ in wrong})))

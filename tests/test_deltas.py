@@ -2,19 +2,21 @@
 import errno
 import json
 import os
+import re
 import struct
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import deltas
+from fltuning import deltas, weights
 import small
 import snippets
 import train
 from afqmc import AFQMC
-from compat import K, keras
-from errors import UserError
+from fltuning.compat import K, keras
+from fltuning.errors import UserError
+from fltuning.files import write_tensors
 
 BELONGS_TO = {'task': 'afqmc', 'labels': ['0', '1'], 'prompt_size': 0, 'ffn_prompt_size': 3,
               'backbone_sha256': 'abc'}
@@ -30,7 +32,7 @@ def model(clear_session):
 
 
 def values_of(model):
-    return deltas.get_values(deltas.named_weights(model))
+    return weights.get_values(weights.named_weights(model))
 
 
 @pytest.fixture
@@ -58,10 +60,10 @@ def test_round_trip(model, path):
         'Transformer-0-AddFFN/0/kernel': (5, 3), 'Transformer-0-AddFFN/1/bias': (3,),
         'head/0/kernel': (3, 2), 'head/1/bias': (2,)}
     shift(model)
-    frozen = deltas.get_values(deltas.named_weights(model, trainable=False))
-    deltas.load_delta(path, model, BELONGS_TO)
+    frozen = weights.get_values(weights.named_weights(model, trainable=False))
+    weights.load_delta(path, model, BELONGS_TO)
     assert_equal_values(values_of(model), before)
-    assert_equal_values(deltas.get_values(deltas.named_weights(model, trainable=False)), frozen)
+    assert_equal_values(weights.get_values(weights.named_weights(model, trainable=False)), frozen)
 
 
 def test_file_is_plain_safetensors(model, path):
@@ -75,7 +77,7 @@ def test_file_is_plain_safetensors(model, path):
 def test_the_same_weights_are_the_same_bytes(model, path, tmp_path):
     with open(path, 'rb') as reader:
         expected = reader.read()
-    for i in range(20):
+    for _i in range(20):
         other = str(tmp_path / 'other')
         deltas.save_delta(other, values_of(model), dict(reversed(list(BELONGS_TO.items()))))
         with open(other, 'rb') as reader:
@@ -90,7 +92,7 @@ def test_what_belongs_elsewhere_is_refused(model, path, key, theirs, ours):
     shift(model)
     before = values_of(model)
     with pytest.raises(UserError) as refused:
-        deltas.load_delta(path, model, dict(BELONGS_TO, **{key: ours}))
+        weights.load_delta(path, model, dict(BELONGS_TO, **{key: ours}))
     for text in (path, key, str(theirs).replace("'", '"'), str(ours).replace("'", '"')):
         assert text in str(refused.value)
     assert_equal_values(values_of(model), before)
@@ -118,7 +120,7 @@ def test_other_tensors_are_refused(model, path, change, name, shapes):
     shift(model)
     before = values_of(model)
     with pytest.raises(UserError) as refused:
-        deltas.load_delta(path, model, BELONGS_TO)
+        weights.load_delta(path, model, BELONGS_TO)
     for text in [path, name] + shapes:
         assert text in str(refused.value)
     assert_equal_values(values_of(model), before)
@@ -168,7 +170,7 @@ def directory(path):
 def test_what_is_no_delta_is_refused(model, path, damage):
     damage(path)
     with pytest.raises(UserError) as refused:
-        deltas.load_delta(path, model, BELONGS_TO)
+        weights.load_delta(path, model, BELONGS_TO)
     message = str(refused.value)
     assert message.startswith(path + ': ') and len(message.splitlines()) == 1
     expected = {'missing': 'no such file', 'another_safetensors_file': 'of this project',
@@ -207,13 +209,13 @@ def build(tmp_path, name, ffn_prompt_size=2, prompt_size=0, **sizes):
     settings = train.parse_flags(AFQMC, small.flags(dict(
         paths, ffn_prompt_size=ffn_prompt_size, prompt_size=prompt_size)))
     tokenizer, keep_tokens = snippets.load_tokenizer(paths['dict_path'])
-    model, _ = train.build_model(AFQMC(tokenizer), settings, paths, keep_tokens)
-    return model, deltas.fingerprint(model, tokenizer._token_dict)
+    model, _ = snippets.build_model(AFQMC(tokenizer), settings, paths, keep_tokens)
+    return model, weights.frozen_sha256(model, tokenizer._token_dict)
 
 
 def test_names_do_not_depend_on_what_was_built_before(tmp_path, clear_session):
     models = [build(tmp_path, 'a', prompt_size=1)[0] for _ in range(2)]
-    names = [[name for name, _ in deltas.named_weights(model)] for model in models]
+    names = [[name for name, _ in weights.named_weights(model)] for model in models]
     assert names[0] == names[1] == [
         'Transformer-0-MultiHeadSelfAttention-Key-PromptEmbedding/0/prompt_embedding',
         'Transformer-0-MultiHeadSelfAttention-Value-PromptEmbedding/0/prompt_embedding',
@@ -222,25 +224,25 @@ def test_names_do_not_depend_on_what_was_built_before(tmp_path, clear_session):
         'head/0/kernel', 'head/1/bias']
 
 
-def test_fingerprint(tmp_path, clear_session):
+def test_frozen_sha256(tmp_path, clear_session):
     """Of the frozen weights and the vocabulary, and of nothing that is trained."""
     model, first = build(tmp_path, 'a')
-    shift_trained = [(w, K.get_value(w) + 1) for _, w in deltas.named_weights(model)]
+    shift_trained = [(w, K.get_value(w) + 1) for _, w in weights.named_weights(model)]
     K.batch_set_value(shift_trained)
     paths = small.write_backbone(tmp_path / 'a')
     tokenizer, _ = snippets.load_tokenizer(paths['dict_path'])
-    assert deltas.fingerprint(model, tokenizer._token_dict) == first
+    assert weights.frozen_sha256(model, tokenizer._token_dict) == first
     assert build(tmp_path, 'a', ffn_prompt_size=5, prompt_size=2)[1] == first
     assert build(tmp_path, 'b', seed=1)[1] != first
     other = dict(tokenizer._token_dict)
     other['一'], other['二'] = other['二'], other['一']
-    assert deltas.fingerprint(model, other) != first
+    assert weights.frozen_sha256(model, other) != first
     # one bit of one frozen weight
-    name, weight = deltas.named_weights(model, trainable=False)[-1]
+    name, weight = weights.named_weights(model, trainable=False)[-1]
     value = K.get_value(weight)
     value.view('int32').flat[0] ^= 1
     K.set_value(weight, value)
-    assert deltas.fingerprint(model, tokenizer._token_dict) != first
+    assert weights.frozen_sha256(model, tokenizer._token_dict) != first
 
 
 def test_other_sizes_are_refused_also_where_nothing_is_compared(tmp_path, clear_session):
@@ -249,9 +251,9 @@ def test_other_sizes_are_refused_also_where_nothing_is_compared(tmp_path, clear_
     deltas.save_delta(path, values_of(model), {})
     expected = r'AddFFN/0/kernel has shape \(16, 2\), here it is \(16, 3\)'
     with pytest.raises(UserError, match=expected):
-        deltas.load_delta(path, build(tmp_path, 'a', ffn_prompt_size=3)[0], {})
+        weights.load_delta(path, build(tmp_path, 'a', ffn_prompt_size=3)[0], {})
     with pytest.raises(UserError, match='PromptEmbedding/0/prompt_embedding has shape None'):
-        deltas.load_delta(path, build(tmp_path, 'a', prompt_size=3)[0], {})
+        weights.load_delta(path, build(tmp_path, 'a', prompt_size=3)[0], {})
 
 
 def test_metadata_is_json(path):
@@ -259,5 +261,77 @@ def test_metadata_is_json(path):
     with open(path, 'rb') as reader:
         length, = struct.unpack('<Q', reader.read(8))
         metadata = json.loads(reader.read(length).decode('utf-8'))['__metadata__']
-    assert [json.loads(value) for value in metadata.values()] == [BELONGS_TO]
     assert list(metadata) == [deltas.FORMAT]
+    found = json.loads(metadata[deltas.FORMAT])
+    assert re.match('[0-9a-f]{64}$', found.pop('content_sha256')) and found == BELONGS_TO
+
+
+# ------------------------------------------------------------------ damage
+
+
+def bits_of(path):
+    """(offset, bit) of some 400 bits, evenly over the file; each byte of the header has one."""
+    with open(path, 'rb') as reader:
+        header = 8 + struct.unpack('<Q', reader.read(8))[0]
+    size = os.path.getsize(path)
+    places = list(range(header)) + [header + (size - header) * i // 100 for i in range(100)]
+    return [(place, (3 * i) % 8) for i, place in enumerate(places)]
+
+
+@pytest.mark.parametrize('kind', [deltas.FORMAT, deltas.STATE])
+def test_any_flipped_bit_is_noticed(kind, model, tmp_path):
+    path = str(tmp_path / 'file')
+    deltas.save_delta(path, dict(values_of(model), iterations=np.array(7)), dict(
+        BELONGS_TO, labels=['正', '负'], history=[{'loss': 0.25}]), kind)
+    with open(path, 'rb') as reader:
+        content = reader.read()
+    deltas.read_delta(path, kind)
+    bits = bits_of(path)
+    assert len(bits) > 500
+    for place, bit in bits:
+        with open(path, 'wb') as writer:
+            writer.write(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1:])
+        with pytest.raises(UserError) as refused:
+            deltas.read_delta(path, kind)
+        assert str(refused.value).startswith(path + ': ')
+
+
+def test_another_dtype_is_refused(model, path):
+    """Also where the checksum is right."""
+    values = values_of(model)
+    values['head/1/bias'] = values['head/1/bias'].astype('float16')
+    deltas.save_delta(path, values, BELONGS_TO)
+    with pytest.raises(UserError, match='head/1/bias is of float16, here it is float32'):
+        weights.load_delta(path, model, BELONGS_TO)
+
+
+@pytest.mark.parametrize('wrong', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_neither_written_nor_read(wrong, model, path):
+    with open(path, 'rb') as reader:
+        before = reader.read()
+    values = values_of(model)
+    values['head/0/kernel'][1, 1] = wrong
+    said = '%s: tensor head/0/kernel: expected finite numbers, it holds %s' % (path, wrong)
+    with pytest.raises(UserError) as refused:
+        deltas.save_delta(path, values, BELONGS_TO)
+    assert str(refused.value) == said
+    with open(path, 'rb') as reader:
+        assert reader.read() == before
+    write_tensors(path, values, {'fl-tuning-delta-1': json.dumps(BELONGS_TO)})
+    with pytest.raises(UserError) as refused:
+        deltas.read_delta(path)
+    assert str(refused.value) == said
+
+
+def test_a_file_of_before_is_read_with_a_note(model, path, capsys):
+    """It has no checksum, and what it calls backbone_sha256 is that of all frozen weights."""
+    write_tensors(path, values_of(model), {'fl-tuning-delta-1': json.dumps(BELONGS_TO)})
+    for _ in range(2):
+        values, theirs = deltas.read_delta(path)
+        assert_equal_values(values, values_of(model))
+    assert capsys.readouterr().err == (
+        '%s: of an earlier version, without a checksum: whether it is whole is not known\n' % path)
+    ours = dict(BELONGS_TO, backbone_sha256='new')
+    deltas.check_identity(path, theirs, ours, lambda: 'abc')
+    with pytest.raises(UserError, match='backbone_sha256'):
+        deltas.check_identity(path, theirs, ours, lambda: 'another')

@@ -10,11 +10,14 @@ import threading
 import zipfile
 
 import pytest
+from safetensors.numpy import save_file
 
-import datasets
-import download
-import errors
-from errors import UserError
+import small
+import tasks
+from fltuning.task import Published
+from tools import download
+from fltuning import checkpoints, errors
+from fltuning.errors import UserError
 
 CONTENT = bytes(bytearray(range(256))) * 2000
 
@@ -155,7 +158,7 @@ def test_a_file_that_changes_and_a_run_that_is_stopped_right_then(server, path, 
     def stopped(name, mode='r'):
         if name.endswith('.part'):
             raise KeyboardInterrupt
-        return io.open(name, mode)
+        return open(name, mode)
     monkeypatch.setattr(download, 'open', stopped, raising=False)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(server.url + 'file.bin', path)
@@ -230,7 +233,7 @@ def test_no_server(path):
 
 @pytest.mark.parametrize('sent, said', [
     (CONTENT, None), (CONTENT[:-1] + b'x', 'the SHA-256 is not'), (CONTENT + b'x', 'got 512001 bytes'),
-    (CONTENT[:-1], 'got 511999 bytes')])
+    (CONTENT[:-1], 'got 511999 bytes')], ids=['right', 'changed', 'longer', 'shorter'])
 def test_what_hugging_face_says_of_a_file(sent, said, server, path):
     server.files['/cdn'] = sent
     server.redirects['/file.bin'] = (server.url + 'cdn', {
@@ -255,23 +258,23 @@ class Full(io.BytesIO):
 def test_no_space_left(server, tmp_path, monkeypatch):
     server.files['/roberta/config.json'] = CONTENT
     monkeypatch.setattr(download, 'open', lambda name, mode='r': (
-        Full() if name.endswith('.part') else io.open(name, mode)), raising=False)
+        Full() if name.endswith('.part') else open(name, mode)), raising=False)
     with pytest.raises(UserError) as refused:
         run(server, tmp_path, 'roberta')
     assert str(refused.value) == 'roberta: No space left on device'
 
 
-def test_no_space_left_for_what_is_in_an_archive(server, tmp_path, monkeypatch, clue):
+def test_no_space_left_for_what_is_in_an_archive(server, tmp_path, monkeypatch, published):
     """What has come through the network stays, and does not come again."""
-    server.files['/afqmc_public.zip'] = archive(sorted(data_files(clue, 'afqmc').items()))
+    server.files['/afqmc_public.zip'] = archive(sorted(published('afqmc').items()))
     monkeypatch.setattr(download, 'open', lambda name, mode='r': (
-        Full() if name.endswith('dev.json') else io.open(name, mode)), raising=False)
+        Full() if name.endswith('dev.json') else open(name, mode)), raising=False)
     with pytest.raises(UserError) as refused:
         run(server, tmp_path, 'afqmc')
     assert str(refused.value) == 'afqmc: No space left on device'
     assert os.listdir(str(tmp_path / 'data')) == ['afqmc.download']
     assert os.listdir(str(tmp_path / 'data' / 'afqmc.download')) == ['afqmc_public.zip']
-    monkeypatch.undo()
+    monkeypatch.delattr(download, 'open')
     run(server, tmp_path, 'afqmc')
     assert len(server.seen) == 1 and os.listdir(str(tmp_path / 'data')) == ['afqmc']
 
@@ -295,10 +298,18 @@ def link(name):
     return member
 
 
-def data_files(clue, name):
-    folder = os.path.join(clue, name)
-    return {file: read(os.path.join(folder, file)) for file in os.listdir(folder)
-            if file.endswith('.json') and file != 'labels.json'}
+@pytest.fixture
+def published(root, monkeypatch):
+    """A function: a task's name -> {file: content} of the bundled sample, as if CLUE had published it."""
+    def publish(name):
+        folder, task = os.path.join(root, 'clue_dataset', 'sample', name), tasks.load_task(name)
+        contents = {file: read(os.path.join(folder, file)) for file in os.listdir(folder)}
+        monkeypatch.setattr(type(task), 'published', {
+            file: Published(content.count(b'"question"' if name == 'c3' else b'\n'),
+                            hashlib.md5(content).hexdigest())
+            for file, content in contents.items()})
+        return contents
+    return publish
 
 
 def run(server, tmp_path, *names):
@@ -312,8 +323,8 @@ def folders(tmp_path):
 
 
 @pytest.mark.parametrize('name, zipped', [('afqmc', 'afqmc_public.zip'), ('c3', 'c3_public.zip')])
-def test_a_real_data_set(name, zipped, server, tmp_path, clue):
-    files = data_files(clue, name)
+def test_a_data_set(name, zipped, server, tmp_path, published):
+    files = published(name)
     server.files['/' + zipped] = archive(
         [('README.md', b'read me'), ('__MACOSX/._train.json', b'junk'), ('folder/', b'')]
         + [('folder/' + file if i % 2 else file, content)
@@ -321,7 +332,7 @@ def test_a_real_data_set(name, zipped, server, tmp_path, clue):
     mine = tmp_path / 'data' / name
     os.makedirs(str(mine))
     (mine / 'notes.txt').write_text('mine')
-    server.cuts = [50000]
+    server.cuts = [1000]
     run(server, tmp_path, name)
     assert set(os.listdir(str(mine))) == set(files) | {'notes.txt'}
     assert all(read(mine / file) == content for file, content in files.items())
@@ -331,8 +342,8 @@ def test_a_real_data_set(name, zipped, server, tmp_path, clue):
     assert len(server.seen) == before
 
 
-def test_data_that_is_not_as_published(server, tmp_path, clue):
-    files = data_files(clue, 'csl')
+def test_data_that_is_not_as_published(server, tmp_path, published):
+    files = published('csl')
     one_less = dict(files, **{'dev.json': files['dev.json'].split(b'\n', 1)[1]})
     changed = dict(files, **{'dev.json': files['dev.json'].replace(b'"0"', b'"1"', 1)})
     mine = tmp_path / 'data' / 'csl'
@@ -352,9 +363,9 @@ def test_data_that_is_not_as_published(server, tmp_path, clue):
         set(files) | {'train.json.old'})
 
 
-def test_files_that_are_there_but_not_as_published(server, tmp_path, clue, capsys):
+def test_files_that_are_there_but_not_as_published(server, tmp_path, published, capsys):
     """They are fetched again, and what they were is kept; what is right is let alone."""
-    files = data_files(clue, 'cluener')
+    files = published('cluener')
     server.files['/cluener_public.zip'] = archive(sorted(files.items()))
     mine = tmp_path / 'data' / 'cluener'
     os.makedirs(str(mine))
@@ -368,26 +379,40 @@ def test_files_that_are_there_but_not_as_published(server, tmp_path, clue, capsy
     assert len(server.seen) == 1 and 'there already' in capsys.readouterr().out
 
 
+def test_what_is_replaced_twice_is_kept_twice(tmp_path, capsys):
+    folder = tmp_path / 'mine'
+    for content in ['first', 'second', 'third', 'fourth']:
+        os.makedirs(str(tmp_path / 'new'), exist_ok=True)
+        (tmp_path / 'new' / 'dev.json').write_text(content)
+        download.move_in(str(tmp_path / 'new'), str(folder))
+    kept = {name: (folder / name).read_text() for name in os.listdir(str(folder))}
+    assert kept == {'dev.json': 'fourth', 'dev.json.old': 'first', 'dev.json.old.2': 'second',
+                    'dev.json.old.3': 'third'}
+    assert 'dev.json: not as published: now dev.json.old.3' in capsys.readouterr().out
+
+
 def test_chid_is_not_whole_without_its_answers(root, tmp_path, monkeypatch):
     """Of which the table says nothing: CLUE publishes no count of them, nor does anyone an MD5."""
     sample = os.path.join(root, 'clue_dataset', 'sample', 'chid')
     with open(os.path.join(sample, 'dev.json'), encoding='utf-8') as reader:
         lines = len(reader.readlines())
-    monkeypatch.setitem(datasets.PUBLISHED, 'chid', ('chid_public.zip', {'dev.json': lines}))
-    assert download.find_fault('chid', os.path.join(sample, 'dev.json')) == ''
+    chid = tasks.load_task('chid')
+    monkeypatch.setattr(type(chid), 'published', {'dev.json': Published(lines)})
+    assert download.find_fault(chid, os.path.join(sample, 'dev.json')) == ''
     (tmp_path / 'dev.json').write_bytes(read(os.path.join(sample, 'dev.json')))
-    assert 'dev_answer.json' in download.find_fault('chid', str(tmp_path / 'dev.json'))
+    assert 'dev_answer.json' in download.find_fault(chid, str(tmp_path / 'dev.json'))
 
 
 def test_checksums_are_of_genuine_files(clue):
-    """All but what is in part, rebuilt or not there in this copy (its SOURCES.md)."""
+    """All but what may be in part, rebuilt or not there."""
     others = {('cmnli', 'train.json'), ('cmnli', 'dev.json'), ('iflytek', 'train.json'),
               ('ocnli', 'train.50k.json'), ('tnews', 'train.json')}
-    found = {(name, file): download.digest(os.path.join(clue, name, file), 'md5')
-             for name in download.MD5 for file in download.MD5[name] if (name, file) not in others}
-    assert found == {(name, file): md5 for name in download.MD5
-                     for file, md5 in download.MD5[name].items() if (name, file) not in others}
-    assert len(found) == 27
+    published = {(name, file): published.md5 for name in tasks.CLUE
+                 for file, published in tasks.load_task(name).published.items()
+                 if published.md5 and (name, file) not in others}
+    assert published == {(name, file): download.digest(os.path.join(clue, name, file), 'md5')
+                         for name, file in published}
+    assert len(published) == 27
 
 
 GOOD = [('dev.json', b'{}')]
@@ -449,28 +474,100 @@ def test_damaged_archives(damage, server, tmp_path):
 # ------------------------------------------------------------------ backbones, the program
 
 
-def test_backbones(server, tmp_path, capsys):
-    """A safetensors file where there is one, PyTorch's where not, and a zip of a TensorFlow one."""
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory):
+    """{file: content} of a small backbone, in Google's layout and in Hugging Face's."""
+    folder = tmp_path_factory.mktemp('backbone')
+    paths = small.write_backbone(folder)
+    save_file({checkpoints.huggingface_name(name): checkpoints.transposed(name, value) for name, value
+               in checkpoints.read_variables(paths['checkpoint_path']).items()},
+              str(folder / 'model.safetensors'))
+    files = {file: read(folder / file) for file in os.listdir(str(folder))}
+    return dict(files, **{'config.json': files['bert_config.json'],
+                          'pytorch_model.bin': archive([('archive/data.pkl', b'')])})
+
+
+def serve(server, backbone):
     for name, weights in [('roberta', 'model.safetensors'), ('nezha', 'pytorch_model.bin')]:
         for file in ('config.json', 'vocab.txt', weights):
-            server.files['/%s/%s' % (name, file)] = file.encode()
-    folder = 'chinese_roformer-char_L-12_H-768_A-12/'
-    files = ['bert_config.json', 'vocab.txt', 'bert_model.ckpt.index',
-             'bert_model.ckpt.data-00000-of-00001']
+            server.files['/%s/%s' % (name, file)] = backbone[file]
     server.files['/chinese_roformer-char_L-12_H-768_A-12.zip'] = archive(
-        [(folder + file, file) for file in files])
+        [('folder/' + file, backbone[file]) for file in download.CHECKPOINT])
+
+
+def test_backbones(server, tmp_path, capsys, backbone):
+    """A safetensors file where there is one, PyTorch's where not, and a zip of a TensorFlow one."""
+    serve(server, backbone)
     run(server, tmp_path, 'roberta', 'nezha', 'roformer')
     found = {name: sorted(os.listdir(str(tmp_path / 'weights' / name)))
              for name in os.listdir(str(tmp_path / 'weights'))}
     assert found == {'roberta': ['config.json', 'model.safetensors', 'vocab.txt'],
                      'nezha': ['config.json', 'pytorch_model.bin', 'vocab.txt'],
-                     'roformer': sorted(files)}
+                     'roformer': sorted(download.CHECKPOINT)}
     said = capsys.readouterr().out
     assert "config_path = '%s'" % (tmp_path / 'weights' / 'nezha') in said
     assert 'nezha: no model.safetensors there: to read' in said and 'roberta: no' not in said
     before = len(server.seen)
     run(server, tmp_path, 'roberta', 'nezha', 'roformer')
     assert len(server.seen) == before
+
+
+PORTAL = b'<html><body>Please log in to use this network.</body></html>'
+
+
+@pytest.mark.parametrize('name, file', [
+    ('roberta', 'config.json'), ('roberta', 'vocab.txt'), ('roberta', 'model.safetensors'),
+    ('nezha', 'pytorch_model.bin')])
+def test_a_page_in_place_of_a_file(name, file, server, tmp_path, backbone):
+    """As a network answers before one has logged in: nothing of it is kept, and the next run is right."""
+    serve(server, backbone)
+    right = server.files['/%s/%s' % (name, file)]
+    for wrong in (PORTAL, right[:-1] if file != 'config.json' else b'{}', b''):
+        if file == 'vocab.txt' and wrong != PORTAL:
+            continue
+        server.files['/%s/%s' % (name, file)] = wrong
+        with pytest.raises(UserError) as refused:
+            run(server, tmp_path, name)
+        assert str(refused.value).startswith('%s%s/%s: the server sent something else: '
+                                             % (server.url, name, file))
+        folder = tmp_path / 'weights' / name
+        assert not folder.exists() or not {file, 'download'} & set(os.listdir(str(folder)))
+    server.files['/%s/%s' % (name, file)] = right
+    run(server, tmp_path, name)
+    assert read(tmp_path / 'weights' / name / file) == right
+
+
+def test_a_file_that_is_there_but_not_what_it_must_be(server, tmp_path, backbone, capsys):
+    """It is fetched again, what it was is kept, and the others are let alone."""
+    serve(server, backbone)
+    run(server, tmp_path, 'roberta', 'roformer')
+    for name, file in [('roberta', 'vocab.txt'), ('roberta', 'model.safetensors'),
+                       ('roformer', 'bert_config.json'), ('roformer', 'bert_model.ckpt.index')]:
+        path, before = tmp_path / 'weights' / name / file, len(server.seen)
+        path.write_bytes(PORTAL)
+        run(server, tmp_path, name)
+        assert read(path) == backbone[file] and read(str(path) + '.old') == PORTAL
+        assert len(server.seen) == before + 1
+        assert '%s.old' % file in capsys.readouterr().out
+
+
+def test_an_archive_of_something_else(server, tmp_path, backbone):
+    server.files['/chinese_roformer-char_L-12_H-768_A-12.zip'] = archive(
+        [('folder/' + file, PORTAL if file == 'vocab.txt' else backbone[file])
+         for file in download.CHECKPOINT])
+    with pytest.raises(UserError) as refused:
+        run(server, tmp_path, 'roformer')
+    assert 'vocab.txt: no token [PAD]: expected a BERT vocabulary' in str(refused.value)
+    assert os.listdir(str(tmp_path / 'weights')) == []
+
+
+def test_control_bytes_of_a_server(server, path):
+    class Reason(Handler):
+        responses = {**Handler.responses, 404: ('no \x1b[2J\x07 such', '')}
+    server.RequestHandlerClass = Reason
+    with pytest.raises(UserError) as refused:
+        download.fetch(server.url + 'file.bin', path)
+    assert '404 no \\x1b[2J\\x07 such' in str(refused.value)
 
 
 def test_a_checkpoint_in_part(server, tmp_path):
@@ -490,29 +587,32 @@ def test_a_checkpoint_in_part(server, tmp_path):
     (['roberta', '--mirror', 'http://a b/'], "http://a b/roberta/config.json: "),
     (['roberta', '--weights_path', __file__], __file__),
     (['wsc', '--data_path', '/nosuch'], 'data_path: no folder /nosuch')])
-def test_usage(args, said, capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['download.py'] + args)
+def test_usage(args, said, capsys, monkeypatch, tmp_path):
+    if 'roberta' in args and '--weights_path' not in args:
+        args = args + ['--weights_path', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['download'] + args)
     with pytest.raises(SystemExit) as ended:
         errors.run_tool('scripts/download', download.run)
     printed = capsys.readouterr()
     assert (ended.value.code, printed.out, printed.err.count('\n')) == (2, '', 1)
     assert printed.err.startswith('scripts/download: error: ' + said)
+    assert not os.path.exists(str(tmp_path / 'roberta'))  # no folder of a backbone that did not come
     if not args or 'nosuch' in args:
         assert all(name in printed.err for name in ('cmrc2018', 'roformer', 'data', 'all'))
 
 
 def test_it_starts_without_tensorflow(root):
-    program = ("import sys; sys.path.insert(0, %r); import download; "
-               "assert not {'tensorflow', 'bert4keras', 'snippets'} & set(sys.modules)" % root)
+    program = ("import sys; sys.path.insert(0, %r); from tools import download; "
+               "assert not {'tensorflow', 'bert4keras'} & set(sys.modules)" % root)
     assert subprocess.check_output([sys.executable, '-c', program], stderr=subprocess.STDOUT) == b''
 
 
 def test_addresses():
     """Those that CLUE and the authors publish."""
-    assert download.DOWNLOADS + datasets.PUBLISHED['wsc'][0] == (
+    assert download.DOWNLOADS + tasks.load_task('wsc').archive == (
         'https://storage.googleapis.com/cluebenchmark/tasks/cluewsc2020_public.zip')
     assert download.BACKBONES['roberta'][0] == (
         'https://huggingface.co/hfl/chinese-roberta-wwm-ext/resolve/main/')
-    assert {name: set(files) for name, files in download.MD5.items()} == {
-        name: set(files) for name, (_, files) in datasets.PUBLISHED.items()
-        if name not in ('chid', 'wsc')}
+    without = {name for name in tasks.CLUE
+               if not all(published.md5 for published in tasks.load_task(name).published.values())}
+    assert without == {'chid', 'wsc'}

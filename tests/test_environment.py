@@ -11,11 +11,11 @@ import sysconfig
 import pytest
 import yaml
 
-import compat
+from fltuning import compat
+from tasks import NAMES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-NOT_NEEDED_TO_RUN = {'pytest', 'pytest-xdist', 'pyyaml'}
-TASKS = 'afqmc c3 chid cluener cmnli csl iflytek tnews wsc ocnli cmrc2018'.split()
+NOT_NEEDED_TO_RUN = {'pytest', 'pytest-xdist', 'pyyaml', 'ruff'}
 
 
 def read_requirements(path):
@@ -39,7 +39,7 @@ def test_the_conda_file_pins_what_the_lock_pins():
     assert pins == {name: lock[name] for name in direct}
 
 
-@pytest.mark.parametrize('stack', ['tf1', 'tf2'])
+@pytest.mark.parametrize('stack', ['tf1', 'tf2', 'lab'])
 def test_the_lock_pins_everything_and_keeps_to_the_direct_requirements(stack):
     lock = read_requirements('scripts/%s.lock' % stack)
     assert all(re.match(r'==[\w.+]+$', pin) for pin in lock.values())
@@ -67,10 +67,23 @@ def test_what_is_installed_is_what_the_lock_says():
     found = metadata.distributions(path=[sysconfig.get_paths()['purelib']])
     installed = {d.metadata['Name'].lower().replace('_', '-'): '==' + d.version for d in found}
     expected = read_requirements('scripts/%s.lock' % compat.STACK)
-    for extra in ('onnx', 'pretrain'):
+    for extra in ('fuzz', 'onnx', 'pretrain', 'torch'):
         if os.path.exists(os.path.join(sys.prefix, 'made-from-%s-%s.lock' % (compat.STACK, extra))):
             expected.update(read_requirements('scripts/%s-%s.lock' % (compat.STACK, extra)))
+    # Of torch there are builds, told by what follows a +, that need packages for GPUs or do not.
+    installed = {name: pin.split('+')[0] for name, pin in installed.items()
+                 if name in expected or not re.match('nvidia|cuda|triton', name)}
     assert installed == expected
+
+
+def test_a_lock_of_an_extra_agrees_with_its_stack():
+    for stack in ('tf1', 'tf2'):
+        lock = read_requirements('scripts/%s.lock' % stack)
+        for extra in ('pretrain', 'torch'):
+            pins = read_requirements('scripts/%s-%s.lock' % (stack, extra))
+            assert {name: pin for name, pin in pins.items() if lock.get(name, pin) != pin} == {}
+            assert all(pins[name] == pin for name, pin in read_requirements(
+                'scripts/%s-%s.in' % (stack, extra)).items() if pin)
 
 
 class Project:
@@ -85,7 +98,8 @@ class Project:
             os.makedirs(path)
         for name in ('scripts', '.ci'):
             shutil.copytree(os.path.join(ROOT, name), os.path.join(self.root, name))
-        shutil.copy(os.path.join(ROOT, 'pytest.ini'), self.root)
+        shutil.copy(os.path.join(ROOT, 'pyproject.toml'), self.root)
+        self.write_file('tasks.py', "CLUE = ['afqmc']\nOWN = []\n")
         self.env = {'PATH': self.bin + ':/usr/bin:/bin', 'HOME': self.home,
                     'PIP_INDEX_URL': 'http://localhost:1', 'PIP_CERT': __file__}
         # `uv venv` makes an environment whose Python is the one of this test.
@@ -221,6 +235,14 @@ def test_an_extra_is_added_once(project):
     assert (code, out) == (2, '') and "unknown extra 'nosuch'" in err
 
 
+def test_torch_brings_what_its_build_needs(project):
+    """Some need CUDA's packages, which no lock names; the stack itself has what its lock names."""
+    assert project.run('scripts/setup.sh', 'tf2', 'torch')[0] == 0
+    stack, torch = project.uv_calls()[1:]
+    assert '--no-deps' in stack and '--no-deps' not in torch
+    assert ' --constraint scripts/tf2.lock ' in torch and torch.endswith('scripts/tf2-torch.lock')
+
+
 def test_a_python_that_only_pyenv_knows_is_found_behind_its_failing_shim(no_python37):
     python = os.path.join(no_python37.home, '.pyenv/versions/3.7.16/bin/python3.7')
     no_python37.write(python, 'echo "$0"')
@@ -271,16 +293,15 @@ def test_an_unknown_stack_is_one_line(project, command):
 
 
 def run_here(*command):
-    return subprocess.run((os.path.join(ROOT, command[0]),) + command[1:], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.run((os.path.join(ROOT, command[0]),) + command[1:], capture_output=True,
+                          text=True)
 
 
 def test_run_lists_the_tasks():
-    there = [task for task in TASKS if os.path.exists(os.path.join(ROOT, task + '.py'))]
     for command in (('scripts/run',), ('scripts/run', '--help')):
         result = run_here(*command)
         assert result.returncode == 0 and result.stderr == ''
-        assert 'Tasks: %s\n' % ' '.join(there) in result.stdout
+        assert 'Tasks: %s\n' % ' '.join(NAMES) in result.stdout
         assert 'scripts/run TASK --help' in result.stdout
 
 
@@ -305,18 +326,36 @@ def test_run_leaves_the_users_folder_and_passes_the_flags_on(project):
     assert [call.split()[-1] for call in project.uv_calls()[2:]] == ['.envs/tf2', 'scripts/tf2.lock']
 
 
-TESTS = '''
-import os, sys, pytest
-def test_good(): import neighbour
-def test_skipped(): pytest.skip('')
+TESTS = '''import sys
+
+import pytest
+
+
+def test_good():
+    assert __import__('neighbour')
+
+
+def test_skipped():
+    pytest.skip('')
+
+
 @pytest.mark.slow
-def test_slow(): pass
+def test_slow():
+    assert sys
+
+
 @pytest.fixture
-def broken(): raise ValueError
+def broken():
+    raise ValueError
 '''
 BAD_ON_TF1 = '''
-def test_bad(): assert 'tf1' not in sys.argv[-1]
-def test_broken(request): 'tf1' in sys.argv[-1] and request.getfixturevalue('broken')
+
+def test_bad():
+    assert 'tf1' not in sys.argv[-1]
+
+
+def test_broken(request):
+    assert 'tf1' not in sys.argv[-1] or request.getfixturevalue('broken')
 '''
 
 
@@ -340,13 +379,20 @@ def test_ci_runs_the_slow_tests_too(project):
     assert out.splitlines()[-2:] == ['tf1: 2 passed, 0 failed, 1 skipped', 'tf2: 2 passed, 0 failed, 1 skipped']
 
 
+def test_code_that_ruff_finds_fault_with_fails(project):
+    project.write_file('tests/test_it.py', 'import os\n\n\ndef test_good():\n    pass\n')
+    code, out, _ = project.run('scripts/test', '--stack', 'tf2')
+    assert code == 1 and 'F401' in out
+    assert out.splitlines()[-1] == 'tf2: 1 passed, 0 failed, 0 skipped'
+
+
 def test_a_run_without_tests_or_without_an_environment_has_failed(project):
     project.write_file('tests/conftest.py')
     code, out, _ = project.run('scripts/test', '--stack', 'tf1')
     assert code == 1
     assert out.splitlines()[-2:] == ['tf1: 0 passed, 0 failed, 0 skipped',
                                      'tf1: no test ran, which counts as a failure']
-    project.write_file('tests/test_it.py', 'def test_good(): pass')
+    project.write_file('tests/test_it.py', 'def test_good():\n    pass\n')
     open(os.path.join(project.home, 'fail'), 'w').close()
     code, out, _ = project.run('scripts/test')
     assert code == 1

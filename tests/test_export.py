@@ -10,30 +10,30 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backbones
-import checkpoints
-import deltas
-import export
+from fltuning import checkpoints
+from fltuning import deltas, weights
+from tools import export
 import predict
 import small
 import snippets
 import train
-from compat import K
-from data import pad
-from datasets import load_task
-from errors import UserError
-from snippets import SPECIAL_TOKENS
+from fltuning.compat import K
+from fltuning.task import pad
+from pytorch import torch_python
+from tasks import load_task
+from fltuning.errors import UserError
+from fltuning.tokenizer import SPECIAL_TOKENS, FastTokenizer, load_tokens
 
 KINDS = ['roberta', 'nezha', 'roformer']
 PLAIN = {'roberta': 'bert', 'nezha': 'nezha', 'roformer': 'roformer'}
 
 
 @pytest.fixture(scope='module')
-def texts(clue):
-    """Pairs of real questions, of different lengths."""
-    with open(os.path.join(clue, 'afqmc', 'test.json'), encoding='utf-8') as reader:
-        records = [json.loads(next(reader)) for _ in range(400)]
+def texts(root):
+    """Pairs of questions, of different lengths."""
+    records = small.read_lines(os.path.join(root, 'clue_dataset', 'sample', 'afqmc', 'test.json'))
     records.sort(key=lambda r: len(r['sentence1'] + r['sentence2']))
-    return records[::50] + records[-1:]
+    return records[::8] + records[-1:]
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +61,7 @@ def make(tmp_path_factory, texts):
         tokens[110:110] = ['##' + characters[-1], characters[-1] + characters[-2]]  # to be cut
         backbone = backbones.write_backbone(
             folder, kind, tokens=tokens, num_hidden_layers=3, hidden_size=48, intermediate_size=96,
-            num_attention_heads=4, max_position_embeddings=160)
+            num_attention_heads=4, max_position_embeddings=512)
         paths = {name: getattr(backbone, name)
                  for name in ('config_path', 'checkpoint_path', 'dict_path')}
         K.clear_session()
@@ -70,15 +70,15 @@ def make(tmp_path_factory, texts):
         task = load_task(task_name, tokenizer)
         settings = train.parse_flags(type(task), small.flags(sizes) + (
             ['--layers_to_transform', layers] if layers else []))
-        model, transformer = train.build_model(task, settings, paths, keep_tokens)
+        model, transformer = snippets.build_model(task, settings, paths, keep_tokens)
         random = np.random.RandomState(1)
-        pairs = deltas.named_weights(model)
+        pairs = weights.named_weights(model)
         values = {name: random.normal(0, 0.05 if name.startswith('head') else 0.3,
                                       K.int_shape(w)).astype('float32') for name, w in pairs}
-        deltas.set_values(pairs, values)
+        weights.set_values(pairs, values)
         path = os.path.join(folder, task_name + '.weights')
         deltas.save_delta(path, values, deltas.identity(
-            task, transformer, deltas.fingerprint(model, tokenizer._token_dict)))
+            task, transformer, weights.fingerprint(transformer, tokenizer._token_dict)))
         return paths, path
     return build
 
@@ -96,7 +96,7 @@ def probabilities(paths, weights, texts):
 def padded_ids(paths, texts, full=True):
     """Token ids of the texts, padded; `full`: in the whole vocabulary, as other programs count."""
     if full:
-        tokenizer = snippets.FastTokenizer(snippets.load_vocab(paths['dict_path']))
+        tokenizer = FastTokenizer(load_tokens(paths['dict_path']))
     else:
         tokenizer, _ = snippets.load_tokenizer(paths['dict_path'])
     task = load_task('afqmc', tokenizer)
@@ -116,9 +116,32 @@ def run_export(format, paths, weights, folder, task='afqmc'):
     K.clear_session()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('task', ['afqmc', 'c3', 'chid', 'cluener', 'cmrc2018', 'wsc'])
+@pytest.mark.parametrize('format', ['checkpoint', 'transformers'])
+def test_every_kind_of_task_with_every_backbone(format, task, kind, make, tmp_path, clear_session):
+    """The class is one that the backbone has; where none has the head, it lies beside the backbone."""
+    paths, delta = make(kind, task, ffn_prompt_size=7)
+    run_export(format, paths, delta, tmp_path, task)
+    purpose = {'afqmc': 'ForSequenceClassification', 'wsc': 'ForSequenceClassification',
+               'c3': 'ForMultipleChoice', 'chid': 'ForMultipleChoice'}.get(task, 'Model')
+    beside = format == 'checkpoint' or purpose == 'Model'
+    assert os.path.exists(str(tmp_path / 'head.safetensors')) is beside
+    if format == 'transformers':
+        assert small.read_json(tmp_path / 'config.json')['architectures'] == [
+            {'roberta': 'Bert', 'nezha': 'Nezha', 'roformer': 'RoFormer'}[kind] + purpose]
+        names = set(load_file(str(tmp_path / 'model.safetensors')))
+        assert any(name.startswith('classifier') for name in names) is not beside
+    if beside:
+        trained = {name for name in deltas.read_delta(delta)[0] if name.startswith('head/')}
+        assert len(load_file(str(tmp_path / 'head.safetensors'))) == len(trained) > 0
+
+
 # ------------------------------------------------------------------ checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layers', [None, '1'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_merged_checkpoint_in_plain_bert4keras(kind, layers, make, texts, tmp_path, clear_session):
@@ -201,6 +224,7 @@ def test_a_checkpoint_without_a_variable_is_refused(make, tmp_path, clear_sessio
 # ------------------------------------------------------------------ onnx
 
 
+@pytest.mark.slow  # and `scripts/test --all` brings what they need
 @pytest.mark.parametrize('kind, task, sizes', [
     ('roberta', 'afqmc', dict(ffn_prompt_size=7)), ('nezha', 'afqmc', dict(ffn_prompt_size=7)),
     ('roformer', 'afqmc', dict(ffn_prompt_size=7)), ('nezha', 'afqmc', dict(prompt_size=3)),
@@ -229,6 +253,7 @@ def test_onnx(kind, task, sizes, make, texts, tmp_path, clear_session):
         np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_of_biases_that_are_zero(tmp_path, clear_session):
     """As a backbone of random weights has them; the export compares with TensorFlow by itself."""
     pytest.importorskip('onnxruntime')
@@ -246,36 +271,18 @@ def test_onnx_of_biases_that_are_zero(tmp_path, clear_session):
 # ------------------------------------------------------------------ transformers and peft
 
 
-@pytest.fixture(scope='session')
-def torch_python(root):
-    """Python of the environment with PyTorch, which is set up where it is missing."""
-    done = subprocess.run([os.path.join(root, 'scripts', 'setup.sh'), 'torch'],
-                          stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr.decode()
-    return os.path.join(root, '.envs', 'torch', 'bin', 'python')
-
-
-def run_torch(torch_python, *args):
-    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'run_transformers.py')
-    environment = {name: value for name, value in os.environ.items() if not name.startswith('TF_')}
-    done = subprocess.run([torch_python, script] + [str(arg) for arg in args],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=dict(environment, HF_HUB_OFFLINE='1'))
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def torch_outputs(torch_python, folder, ids, texts=(), segments=None):
+def torch_outputs(pytorch, folder, ids, texts=(), segments=None):
     path = os.path.join(str(folder), 'inputs.npz')
     np.savez(path, input_ids=ids, attention_mask=ids > 0,
              token_type_ids=np.zeros_like(ids) if segments is None else segments,
              texts=np.array([t['sentence1'] for t in texts]))
-    run_torch(torch_python, 'outputs', folder, path)
+    pytorch.run('outputs', folder, path)
     return np.load(path + '.out.npz')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_transformers_classifies_the_same(kind, make, texts, tmp_path, torch_python, clear_session):
+def test_transformers_classifies_the_same(kind, make, texts, tmp_path, pytorch, clear_session):
     """Logits to 1e-5, whatever the segments, with labels; and its tokenizer gives our ids."""
     paths, weights = make(kind, ffn_prompt_size=7, layers='0,2')
     expected = probabilities(paths, weights, texts)
@@ -284,33 +291,32 @@ def test_transformers_classifies_the_same(kind, make, texts, tmp_path, torch_pyt
     config = small.read_json(tmp_path / 'config.json')
     assert config['id2label'] == {'0': '0', '1': '1'}
     segments = (np.arange(ids.shape[1])[None] > 9) * np.ones_like(ids)
-    found = torch_outputs(torch_python, tmp_path, ids, texts, segments)
+    found = torch_outputs(pytorch, tmp_path, ids, texts, segments)
     logits = found['outputs'][:, 1] - found['outputs'][:, 0]
     np.testing.assert_allclose(logits, np.log(expected[:, 1] / expected[:, 0]), atol=1e-5, rtol=1e-5)
-    tokenizer = snippets.FastTokenizer(snippets.load_vocab(paths['dict_path']))
+    tokenizer = FastTokenizer(load_tokens(paths['dict_path']))
     assert json.loads(str(found['ids'])) == [tokenizer.ids(t['sentence1']) for t in texts]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_transformers_chooses_the_same(kind, make, texts, tmp_path, torch_python, clear_session):
+def test_transformers_chooses_the_same(kind, make, texts, tmp_path, pytorch, clear_session):
     paths, weights = make(kind, 'c3', ffn_prompt_size=7)
     model = tuned(paths, weights)
     cut, ids = padded_ids(paths, texts[:8], full=False), padded_ids(paths, texts[:8])
     expected = model.outputs([cut, np.zeros_like(cut)]).reshape(2, 4)
     run_export('transformers', paths, weights, tmp_path, 'c3')
-    found = torch_outputs(torch_python, tmp_path, ids.reshape(2, 4, -1))['outputs']
+    found = torch_outputs(pytorch, tmp_path, ids.reshape(2, 4, -1))['outputs']
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_transformers_has_the_backbone_and_the_head_is_beside_it(make, texts, tmp_path, torch_python,
-                                                                 clear_session):
+def test_transformers_has_the_backbone_and_the_head_is_beside_it(make, texts, tmp_path, pytorch, clear_session):
     paths, weights = make('nezha', 'cluener', ffn_prompt_size=7)
     cut, ids = padded_ids(paths, texts, full=False), padded_ids(paths, texts)
     expected = tuned(paths, weights).outputs([cut, np.zeros_like(cut)])
     run_export('transformers', paths, weights, tmp_path, 'cluener')
-    hidden = torch_outputs(torch_python, tmp_path, ids)['outputs']
+    hidden = torch_outputs(pytorch, tmp_path, ids)['outputs']
     head, = load_file(str(tmp_path / 'head.safetensors')).values()
     found = global_pointer(hidden, head, 10, ids > 0)
     finite = np.isfinite(expected)
@@ -333,11 +339,11 @@ def global_pointer(hidden, kernel, heads, mask, size=64):
 @pytest.mark.slow
 @pytest.mark.parametrize('sizes', [dict(prompt_size=5, ffn_prompt_size=0),
                                    dict(prompt_size=5, ffn_prompt_size=7)])
-def test_peft_prefixes(sizes, make, texts, tmp_path, torch_python, clear_session):
+def test_peft_prefixes(sizes, make, texts, tmp_path, pytorch, clear_session):
     paths, weights = make('roberta', **sizes)
     expected = probabilities(paths, weights, texts)
     run_export('peft', paths, weights, tmp_path)
-    found = torch_outputs(torch_python, tmp_path, padded_ids(paths, texts))['outputs']
+    found = torch_outputs(pytorch, tmp_path, padded_ids(paths, texts))['outputs']
     logits = found[:, 1] - found[:, 0]
     np.testing.assert_allclose(logits, np.log(expected[:, 1] / expected[:, 0]), atol=1e-5, rtol=1e-5)
 
@@ -355,8 +361,8 @@ def test_peft_is_for_bert_with_prefixes(make, tmp_path, clear_session):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_huggingface_folders_are_backbones(kind, tmp_path, torch_python, clear_session):
-    run_torch(torch_python, 'make', kind, tmp_path)
+def test_huggingface_folders_are_backbones(kind, tmp_path, pytorch, clear_session):
+    pytorch.run('make', kind, tmp_path)
     numbers = np.load(str(tmp_path / 'expected.npz'))
     ids = numbers['input_ids']
     for name in ('safe', 'half'):
@@ -369,8 +375,8 @@ def test_huggingface_folders_are_backbones(kind, tmp_path, torch_python, clear_s
 
 
 @pytest.mark.slow
-def test_pytorch_files_need_torch_and_say_so(tmp_path, torch_python, clear_session, monkeypatch):
-    run_torch(torch_python, 'make', 'roberta', tmp_path)
+def test_pytorch_files_need_torch_and_say_so(tmp_path, pytorch, clear_session, monkeypatch):
+    pytorch.run('make', 'roberta', tmp_path)
     path = str(tmp_path / 'bin' / 'pytorch_model.bin')
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)
     with pytest.raises(UserError) as refused:
@@ -378,9 +384,15 @@ def test_pytorch_files_need_torch_and_say_so(tmp_path, torch_python, clear_sessi
     assert path in str(refused.value) and 'needs PyTorch' in str(refused.value)
     # With it, in its own environment, the weights are those of the safetensors file.
     script = ('import sys; sys.path.insert(0, %r)\n'
-              'import types; sys.modules["tensorflow"] = sys.modules["compat"] = types.ModuleType("x")\n'
-              'import checkpoints, pickle\n'
-              'from errors import UserError\n'
+              'import pickle, types\n'
+              'def stub(name, **parts):\n'
+              '    sys.modules[name] = types.ModuleType(name)\n'
+              '    vars(sys.modules[name]).update(parts)\n'
+              'stub("tensorflow"), stub("fltuning.compat"), stub("bert4keras")\n'
+              'stub("bert4keras.backend", keras=None, K=None)\n'
+              'stub("bert4keras.tokenizers", load_vocab=None, Tokenizer=object)\n'
+              'from fltuning import checkpoints\n'
+              'from fltuning.errors import UserError\n'
               'a, b = [checkpoints.read_variables(p) for p in sys.argv[1:3]]\n'
               'assert sorted(a) == sorted(b) and len(a) > 50\n'
               'assert all((a[n] == b[n]).all() for n in a)\n'
@@ -389,10 +401,10 @@ def test_pytorch_files_need_torch_and_say_so(tmp_path, torch_python, clear_sessi
               'pickle.dump({"w": Evil()}, open(sys.argv[3], "wb"))\n'
               'try: checkpoints.read_variables(sys.argv[3])\n'
               'except UserError as error: print("refused:", error)\n')
-    root = os.path.dirname(os.path.abspath(checkpoints.__file__))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(checkpoints.__file__)))
     done = subprocess.run(
-        [torch_python, '-c', script % root, path, str(tmp_path / 'safe' / 'model.safetensors'),
-         str(tmp_path / 'evil.bin')], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        [torch_python(), '-c', script % root, path, str(tmp_path / 'safe' / 'model.safetensors'),
+         str(tmp_path / 'evil.bin')], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().startswith('refused:') and 'code was run' not in done.stdout.decode()
 
@@ -454,10 +466,10 @@ def test_size_of_a_base_size_delta(tmp_path, clear_session):
         num_hidden_layers=12, num_attention_heads=12, intermediate_size=8)
     tokenizer, keep_tokens = snippets.load_tokenizer(paths.dict_path)
     task = load_task('afqmc', tokenizer)
-    model, transformer = train.build_model(
+    model, transformer = snippets.build_model(
         task, train.parse_flags(type(task), []),
         {'config_path': paths.config_path, 'checkpoint_path': paths.checkpoint_path}, keep_tokens)
     path = str(tmp_path / 'afqmc.weights')
-    deltas.save_delta(path, deltas.get_values(deltas.named_weights(model)),
+    deltas.save_delta(path, weights.get_values(weights.named_weights(model)),
                       deltas.identity(task, transformer, '0' * 64))
     assert 11e6 < os.path.getsize(path) < 13e6

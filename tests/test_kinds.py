@@ -1,12 +1,11 @@
 """The kinds of task: read, encode, loss, decode, score, submission, and a short training."""
 import collections
-import importlib
 import itertools
 import json
 import os
 import unicodedata
 
-import compat  # before bert4keras
+from fltuning import compat  # before bert4keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,15 +13,18 @@ import tensorflow as tf
 import small
 import snippets
 import train
-from c3 import C3
-from chid import CHID
+from c3 import C3, Sample
+from chid import CHID, Blank
 from cluener import CLUENER
-from cmrc2018 import CMRC2018, bare, normalize, overlap
-from compat import K
-from data import Record
+from cmrc2018 import CMRC2018, bare, overlap
+from fltuning.text import normalize
+from fltuning.compat import K
+from fltuning.errors import UserError
+from fltuning.reading_comprehension import Window
+from fltuning.records import Record
+from tasks import CLUE as TASKS
+from tasks import load_task
 from wsc import WSC
-
-TASKS = ('afqmc c3 chid cluener cmnli cmrc2018 csl iflytek ocnli tnews wsc').split()
 
 
 @pytest.fixture(scope='module')
@@ -38,12 +40,13 @@ def tokenizer(backbones):
 
 
 def evaluate(task, labels, outputs):
-    """task.loss as a number, on either stack."""
+    """The loss of the task's head as a number, on either stack."""
+    head = task.head()
     labels = np.asarray(labels, task.label_dtype)
     outputs = np.asarray(outputs, 'float32')
     if compat.TF2:
-        return float(task.loss(tf.constant(labels), tf.constant(outputs)))
-    return float(K.eval(task.loss(tf.constant(labels), tf.constant(outputs))))
+        return float(head.loss(tf.constant(labels), tf.constant(outputs)))
+    return float(K.eval(head.loss(tf.constant(labels), tf.constant(outputs))))
 
 
 def log_softmax(scores):
@@ -55,14 +58,15 @@ def tokens_of(task, ids):
     return task.tokenizer.ids_to_tokens([int(i) for i in ids])
 
 
-# ------------------------------------------------------------------ real files
+# ------------------------------------------------------------------ CLUE's files, or the sample's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TASKS)
-def test_every_real_file_loads(name, clue, tokenizer):
+def test_every_file_loads(name, any_data, tokenizer):
     """As many samples as there are records, and each of them can be encoded."""
-    task = getattr(importlib.import_module(name), name.upper())(tokenizer)
-    folder = os.path.join(clue, name)
+    task = load_task(name, tokenizer)
+    folder = os.path.join(any_data, name)
     files = [(file, True) for file in task.find_train_files(folder) + task.dev_files]
     files += [(file, False) for file in task.test_files
               if os.path.exists(os.path.join(folder, file))]
@@ -124,7 +128,7 @@ def test_entities_come_back_in_characters(ner, marked):
     sample = ner.Text(None, text, {('book',) + span, ('scene',) + span})
     assert tokens_at_labels(ner, sample) == ['book ' + plain(entity), 'scene ' + plain(entity)]
     found = recognize_perfectly(ner, [sample])
-    for kind, start, end in found[0]:
+    for _kind, start, end in found[0]:
         assert (start, end) == span
     assert {kind for kind, _, _ in found[0]} == {'book', 'scene'}
 
@@ -239,7 +243,7 @@ def test_multiple_choice_loss(tokenizer):
 
 def test_c3_encoding(tokenizer):
     task = C3(tokenizer, 64)
-    sample = task.Sample(None, '人：一二||她：三', '在哪？', ['甲', '乙丙'], 1)
+    sample = Sample(None, '人：一二||她：三', '在哪？', ['甲', '乙丙'], 1)
     encoded = task.encode(sample)
     assert encoded.label == 1
     texts = [''.join(tokens_of(task, row)) for row in encoded.rows]
@@ -255,7 +259,7 @@ def test_c3_encoding(tokenizer):
 def test_c3_shortens_the_longest(tokenizer, passage, question, choice):
     task = C3(tokenizer, 32)
     parts = [small.CHARACTERS[i] * n for i, n in enumerate([passage, question, choice])]
-    row = task.encode(task.Sample(None, parts[0], parts[1], [parts[2]] * 4, 0)).rows[0]
+    row = task.encode(Sample(None, parts[0], parts[1], [parts[2]] * 4, 0)).rows[0]
     tokens = tokens_of(task, row)
     assert tokens[0] == '[CLS]' and tokens[-1] == '[SEP]' and tokens.count('[SEP]') == 3
     lengths = [tokens.count(part[0]) for part in parts]
@@ -267,7 +271,7 @@ def test_c3_shortens_the_longest(tokenizer, passage, question, choice):
 
 def test_c3_never_chooses_what_was_filled_up(tokenizer):
     task = C3(tokenizer)
-    samples = [task.Sample(3, '', '', ['甲', '乙'], 1), task.Sample(4, '', '', list('甲乙丙丁'), 3)]
+    samples = [Sample(3, '', '', ['甲', '乙'], 1), Sample(4, '', '', list('甲乙丙丁'), 3)]
     results = [np.array([0.5, 0.1, 9, 8]), np.array([0, 1, 2, 3])]
     assert task.choose(samples, results) == [0, 3]
     assert task.score(samples, results) == {'accuracy': 0.5}
@@ -320,8 +324,8 @@ def test_chid_has_a_sample_for_each_blank(chid, tmp_path):
         {'#idiom00000%d#' % i: 2 * i for i in range(1, 5)})
     samples = chid.read(path, True)
     assert [(s.line, s.tag, s.label) for s in samples] == [
-        (0, '#idiom000001#', 2), (0, '#idiom000002#', 4), (0, '#idiom000003#', 6),
-        (1, '#idiom000004#', 8)]
+        (path + ': line 1', '#idiom000001#', 2), (path + ': line 1', '#idiom000002#', 4),
+        (path + ': line 1', '#idiom000003#', 6), (path + ': line 2', '#idiom000004#', 8)]
     assert (samples[1].left, samples[1].right) == ('这#idiom000001#是', '。')
     encoded = chid.encode(samples[0])
     assert encoded.label == 2 and len(encoded.rows) == 10
@@ -341,7 +345,7 @@ def test_chid_is_cut_around_the_blank(tokenizer, left, right, maxlen):
     task = CHID(tokenizer, maxlen)
     before = ''.join(small.CHARACTERS[i % 100] for i in range(left))
     behind = ''.join(small.CHARACTERS[(50 + i) % 100] for i in range(right))
-    row = tokens_of(task, task.encode(task.Sample(0, '', before, behind, IDIOMS, 0)).rows[0])
+    row = tokens_of(task, task.encode(Blank(0, '', before, behind, IDIOMS, 0)).rows[0])
     room = maxlen - 6 - 2  # [CLS] idiom [SEP] ... blank ... [SEP]
     assert len(row) == min(maxlen, left + right + 8)
     place = row.index('[unused1]')
@@ -357,10 +361,27 @@ def test_chid_is_cut_around_the_blank(tokenizer, left, right, maxlen):
 def test_chid_rows_fit_with_many_blanks(chid):
     """Other blanks count as four tokens each while the text is cut."""
     text = '这#idiom000001#是' * 20
-    row = chid.encode(chid.Sample(0, '', text, text, IDIOMS, 0)).rows[0]
+    row = chid.encode(Blank(0, '', text, text, IDIOMS, 0)).rows[0]
     tokens = tokens_of(chid, row)
     assert len(tokens) == 64 and tokens.count('[unused1]') == 1 and tokens[-1] == '[SEP]'
     assert tokens[5:].count('[MASK]') > 30 and 'idiom' not in ''.join(tokens)
+
+
+def test_chid_refuses_candidates_that_leave_no_room_for_the_blank(tokenizer, tmp_path):
+    """[CLS] candidate [SEP] [unused1] [SEP] is what must fit."""
+    task = CHID(tokenizer, 16)
+    fits, too_long = small.CHARACTERS[:12], small.CHARACTERS[:13]
+    for longest in (fits, too_long):
+        small.write_lines(tmp_path / 'test.json', [
+            {'content': ['这#idiom000001#是'], 'candidates': IDIOMS[:9] + [longest]}])
+        if longest == fits:
+            sample, = task.read(str(tmp_path / 'test.json'), False)
+            rows = [tokens_of(task, row) for row in task.encode(sample).rows]
+            assert all('[unused1]' in row and row[-1] == '[SEP]' for row in rows)
+            assert max(map(len, rows)) == 16
+    with pytest.raises(UserError) as refused:
+        task.read(str(tmp_path / 'test.json'), False)
+    assert 'line 1: field "candidates": expected idioms of at most 12 tokens' in str(refused.value)
 
 
 @pytest.mark.parametrize('blanks', [1, 2, 3, 4])
@@ -369,7 +390,7 @@ def test_chid_assignment_is_the_best(chid, blanks):
     for seed in range(5):
         scores = np.random.RandomState(seed).normal(size=(blanks, 10))
         scores[:, 3] += 9  # an idiom that every blank wants
-        samples = [chid.Sample(0, str(i), '', '', IDIOMS, 0) for i in range(blanks)]
+        samples = [Blank(0, str(i), '', '', IDIOMS, 0) for i in range(blanks)]
         chosen = chid.choose(samples, list(scores))
         rows, logs = list(range(blanks)), log_softmax(scores)
         best = max(itertools.permutations(range(10), blanks),
@@ -380,7 +401,7 @@ def test_chid_assignment_is_the_best(chid, blanks):
 
 
 def test_chid_lines_are_answered_apart(chid):
-    samples = [chid.Sample(line, tag, '', '', IDIOMS, None)
+    samples = [Blank(line, tag, '', '', IDIOMS, None)
                for line, tag in [(0, 'a'), (1, 'b'), (0, 'c')]]
     scores = np.zeros((3, 10))
     scores[:, 5] = [3, 2, 1]
@@ -393,7 +414,7 @@ def test_chid_lines_are_answered_apart(chid):
 
 def test_chid_with_more_blanks_than_idioms(chid):
     scores = np.random.RandomState(0).normal(size=(13, 10))
-    samples = [chid.Sample(0, str(i), '', '', IDIOMS, 0) for i in range(13)]
+    samples = [Blank(0, str(i), '', '', IDIOMS, 0) for i in range(13)]
     chosen = chid.choose(samples, list(scores))
     assert set(chosen) <= set(range(10)) and max(map(chosen.count, chosen)) == 2
 
@@ -483,7 +504,7 @@ def test_trained_labels_are_the_answer(tokenizer, tmp_path, answer):
             assert (first, last) == (0, 0)
     assert hits >= 1
     # The mask: [CLS] and the passage.
-    for i, window in enumerate(windows):
+    for i in range(len(windows)):
         row = tokens_of(task, inputs[0][i])
         asked = row.index('[SEP]')
         end = asked + 1 + row[asked + 1:].index('[SEP]')
@@ -499,10 +520,10 @@ def answer_perfectly(task, windows, gold):
     for scores, window, e in zip(outputs[:, 0], windows, encoded):
         scores[np.triu_indices(length)] = -5.0
         scores[0, 0] = 5.0  # no answer
-        _, offset, mapping, begin = e.label
+        _, offset, spans, begin = e.label
         start, end = [place - begin for place in gold[window.question.id]]
-        starts = [i for i, chars in enumerate(mapping) if chars and chars[0] == start]
-        ends = [i for i, chars in enumerate(mapping) if chars and chars[-1] == end - 1]
+        starts = [i for i, places in enumerate(spans) if places[0] == start >= 0]
+        ends = [i for i, places in enumerate(spans) if places[1] == end - 1 >= 0]
         if starts and ends:
             scores[offset + starts[0], offset + ends[0]] = 9.0
     return task.decode(outputs, encoded)
@@ -539,7 +560,7 @@ def test_every_window_is_asked_once(tokenizer, tmp_path):
 def test_the_best_window_wins(tokenizer):
     """By log-probability over all spans and [CLS] of its window, which itself is ruled out."""
     task = CMRC2018(tokenizer, 64)
-    windows = [task.Window('q', '谁？', text, begin, None)
+    windows = [Window('q', '谁？', text, begin, None)
                for begin, text in [(0, '一二'), (128, '三四')]]
     encoded = [task.encode(window) for window in windows]
     outputs = np.full((2, 1, 7, 7), -np.inf)
@@ -657,7 +678,7 @@ def train_task(name, tmp_path, paths, **settings):
     settings = dict(dict(paths, data_path=tmp_path / 'data', output_dir=tmp_path / 'out', epochs=1,
                          batch_size=2, maxlen=128, ffn_prompt_size=2, learning_rate=0.01),
                     **settings)
-    task = getattr(importlib.import_module(name), name.upper())
+    task = type(load_task(name))
     record = train.run(task, small.flags(settings))
     assert np.isfinite(record['history'][0]['loss'])
     assert all(0 <= value <= 1 for value in record['best']['dev'].values())

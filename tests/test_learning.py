@@ -5,7 +5,7 @@ import os
 import pytest
 
 import train
-from random_backbone import write_random_backbone
+from tools.random_backbone import write_random_backbone
 
 # task, epochs, learning rate, what always saying the same would score at most, what must be reached
 RUNS = [

@@ -4,15 +4,15 @@ import os
 import subprocess
 import sys
 
-import compat  # before bert4keras
+from fltuning import compat  # before bert4keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import test_models
-from compat import K, keras
+from fltuning.compat import K, keras
 from models import PtuningV2AddFNNPtuning, build_transformer_model
-from optimizer import PromptAdam
+from fltuning.optimizer import PromptAdam
 
 pytestmark = pytest.mark.usefixtures('clear_session')
 
@@ -126,25 +126,27 @@ def linear_gradients(weights, x, y):
     return gradients if len(weights) == 3 else gradients[::2]
 
 
-def adam_in_numpy(weights, batches, learning_rate, schedule, decay, grad_accum_steps, epsilon):
-    """Yields the weights after each batch, in float64. decay: the rate of each weight."""
+def adam_in_numpy(weights, batches, learning_rate, schedule, decay, grad_accum_steps, epsilon, end=None):
+    """Yields the weights after each batch, in float64. decay: the rate of each weight.
+
+    end: batches after which an update is made of what there is.
+    """
     weights = [w.astype('float64') for w in weights]
     m, v, total = [[np.zeros_like(w) for w in weights] for _ in range(3)]
-    updates = 0
+    updates, first_step = 0, 0
     for step, (x, y) in enumerate(batches):
         total = [a + g for a, g in zip(total, linear_gradients(weights, x, y))]
-        if (step + 1) % grad_accum_steps == 0:
-            first_step = step + 1 - grad_accum_steps
+        if (step + 1) % grad_accum_steps == 0 or step + 1 == end:
             rate = learning_rate * np.interp(first_step, *zip(*sorted(schedule.items())))
             updates += 1
             for i, w in enumerate(weights):
-                gradient = total[i] / grad_accum_steps
+                gradient = total[i] / (step + 1 - first_step)
                 m[i] = 0.9 * m[i] + 0.1 * gradient
                 v[i] = 0.999 * v[i] + 0.001 * gradient ** 2
                 step_size = m[i] / (1 - 0.9 ** updates) / (
                     np.sqrt(v[i] / (1 - 0.999 ** updates)) + epsilon)
                 weights[i] = w - rate * (step_size + decay[i] * w)
-            total = [np.zeros_like(w) for w in weights]
+            total, first_step = [np.zeros_like(w) for w in weights], step + 1
         yield list(weights)
 
 
@@ -155,20 +157,21 @@ def adam_in_numpy(weights, batches, learning_rate, schedule, decay, grad_accum_s
     {0: 0.0, 4: 1.0, 11: 0.1},  # warm-up, then falling to a rate that stays
     {3: 0.5, 5: 1.0},  # the first rate holds before its step
 ])
-def test_adam_in_numpy(schedule, grad_accum_steps, embedded):
+@pytest.mark.parametrize('end', [None, 14])
+def test_adam_in_numpy(end, schedule, grad_accum_steps, embedded):
     random = np.random.RandomState(0)
     model = linear_model(embedded)
     weights = [random.normal(0, 1, w.shape) for w in model.get_weights()]
     model.set_weights(weights)
     batches = []
-    for _ in range(14):  # with 3 to accumulate the last two wait for a third
+    for _ in range(14):  # with 3 to accumulate the last two wait for a third, unless it is the end
         x = np.eye(3)[random.randint(0, 3, 6)] if embedded else random.normal(0, 1, (6, 3))
         batches.append((x, random.normal(0, 1, (6, 2))))
     model.compile(loss='mse', optimizer=PromptAdam(
         0.02, weight_decay_rate=0.3, exclude_from_weight_decay=['Norm', 'bias'], epsilon=0.05,
-        lr_schedule=schedule, grad_accum_steps=grad_accum_steps))
+        lr_schedule=schedule, grad_accum_steps=grad_accum_steps, num_train_steps=end))
     decay = [0.3, 0] if embedded else [0.3, 0, 0]
-    expected = adam_in_numpy(weights, batches, 0.02, schedule, decay, grad_accum_steps, 0.05)
+    expected = adam_in_numpy(weights, batches, 0.02, schedule, decay, grad_accum_steps, 0.05, end)
     for (x, y), values in zip(batches, expected):
         model.train_on_batch(x.argmax(1)[:, None] if embedded else x, y)
         for weight, value in zip(model.get_weights(), values):

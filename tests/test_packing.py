@@ -4,7 +4,7 @@ import json
 import os
 import random
 
-import compat
+from fltuning import compat
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,16 +12,17 @@ from bert4keras.backend import K, gelu_erf
 from bert4keras.snippets import truncate_sequences
 from scipy.special import erf
 
-import loop
+from fltuning import attention, packing, steps
 import snippets
-import train
 from afqmc import AFQMC
 from cluener import CLUENER
-from functions import FastLayerNormalization, exact_gelu
-from packing import Packing, merge_heads, name_parts, query_pieces, split_heads, split_samples
-from random_backbone import write_random_backbone
-from tasks import Encoded
-from tokenizer import FastTokenizer, cut
+from fltuning.initializers import set_seed
+from fltuning.kernels import FastLayerNormalization, exact_gelu
+from fltuning.packing import Packing, merge_heads, name_parts, query_pieces, split_heads, split_samples
+from tools.random_backbone import write_random_backbone
+from fltuning.task import Encoded
+from fltuning.text import cut
+from fltuning.tokenizer import FastTokenizer
 
 CHARACTERS = '你我他她它们的是不了在人有这上大来和国地到以说时要就出会可也'
 
@@ -32,16 +33,14 @@ def write_backbone(folder, kind, dropout=0.0):
                                  attention_probs_dropout_prob=dropout)
 
 
-def build(task_class, paths, padded, sizes=(0, 8), prompt_dropout=0.0, monkeypatch=None):
+def build(task_class, paths, padded, sizes=(0, 8), prompt_dropout=0.0):
     K.clear_session()
-    train.set_seed(3)
-    if monkeypatch:
-        monkeypatch.setattr(snippets, 'prompt_dropout', prompt_dropout)
+    set_seed(3)
     tokenizer, keep_tokens = snippets.load_tokenizer(paths['dict_path'])
     task = task_class(tokenizer)
-    settings = argparse.Namespace(backbone='auto', prompt_size=sizes[0], ffn_prompt_size=sizes[1],
-                                  layers_to_transform=None, padded=padded)
-    return task, train.build_model(task, settings, paths, keep_tokens)[0]
+    settings = snippets.ModelSettings(prompt_size=sizes[0], ffn_prompt_size=sizes[1],
+                                      prompt_dropout=prompt_dropout, padded=padded)
+    return task, snippets.build_model(task, settings, paths, keep_tokens)[0]
 
 
 def samples(task, count, seed=0):
@@ -62,27 +61,27 @@ def test_same_losses_and_predictions(kind, sizes, tmp_path, monkeypatch):
     paths = write_backbone(tmp_path, kind)
     results = []
     for padded in (True, False):
-        task, model = build(AFQMC, paths, padded, sizes, 0.0, monkeypatch)
+        task, model = build(AFQMC, paths, padded, sizes, 0.0)
         encoded = list(map(task.encode, samples(task, 60)))
-        step = loop.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
-        losses = [step(*task.collate(batch)) for _ in range(5) for batch in loop.batches(encoded, 15)]
-        predict = loop.predict_function(model)
+        step = steps.train_function(model, task.head(), snippets.get_optimizer(1e-2, 0, 20))
+        losses = [step(*task.collate(batch)) for _ in range(5) for batch in steps.batches(encoded, 15)]
+        predict = steps.predict_function(model)
         probabilities = np.concatenate([predict(task.collate(batch)[0])
-                                        for batch in loop.batches(encoded, 15)])
+                                        for batch in steps.batches(encoded, 15)])
         results.append((losses, probabilities))
     np.testing.assert_allclose(results[1][0], results[0][0], atol=1e-4)
     assert np.ptp(results[0][0][::4]) > 1e-3  # one and the same batch: something was learned
     np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-4)
 
 
-def test_same_for_heads_that_read_all(tmp_path, monkeypatch):
+def test_same_for_heads_that_read_all(tmp_path):
     paths, results = write_backbone(tmp_path, 'roformer'), []
     for padded in (True, False):
-        task, model = build(CLUENER, paths, padded, (3, 8), 0.0, monkeypatch)
+        task, model = build(CLUENER, paths, padded, (3, 8), 0.0)
         encoded = list(map(task.encode, samples(task, 24)))
-        step = loop.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
-        losses = [step(*task.collate(batch)) for _ in range(5) for batch in loop.batches(encoded, 6)]
-        outputs = loop.predict_function(model)(task.collate(encoded)[0])
+        step = steps.train_function(model, task.head(), snippets.get_optimizer(1e-2, 0, 20))
+        losses = [step(*task.collate(batch)) for _ in range(5) for batch in steps.batches(encoded, 6)]
+        outputs = steps.predict_function(model)(task.collate(encoded)[0])
         results.append((losses, outputs))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-4)
     np.testing.assert_array_equal(np.isinf(results[1][1]), np.isinf(results[0][1]))
@@ -90,6 +89,7 @@ def test_same_for_heads_that_read_all(tmp_path, monkeypatch):
     np.testing.assert_allclose(results[1][1][finite], results[0][1][finite], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['roberta', 'nezha', 'roformer'])
 def test_same_for_long_sequences(kind, tmp_path, monkeypatch):
     """Lengths at which queries are cut into pieces, in fewer and in more samples than groups."""
@@ -100,12 +100,12 @@ def test_same_for_long_sequences(kind, tmp_path, monkeypatch):
     rows = [[state.randint(5, 30, length) for length in lengths]
             for lengths in ([380], [301, 12, 400], [5, 260, 363, 257, 256, 31])]
     for padded in (True, False):
-        task, model = build(AFQMC, paths, padded, (3, 8), 0.0, monkeypatch)
-        step = loop.train_function(model, task, snippets.get_optimizer(1e-2, 0, 20))
+        task, model = build(AFQMC, paths, padded, (3, 8), 0.0)
+        step = steps.train_function(model, task.head(), snippets.get_optimizer(1e-2, 0, 20))
         batches = [task.collate([Encoded([row], i % 2) for i, row in enumerate(batch)])
                    for batch in rows]
         losses = [step(*batch) for _ in range(3) for batch in batches]
-        predict = loop.predict_function(model)
+        predict = steps.predict_function(model)
         results.append((losses, np.concatenate([predict(inputs) for inputs, _ in batches])))
     assert abs(results[0][0][0] - results[0][0][-1]) > 1e-3
     for packed, plain in zip(results[1], results[0]):
@@ -149,13 +149,14 @@ def test_groups_of_like_length():
     assert i == 9
 
 
-def test_dropout_is_the_same_in_distribution(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_dropout_is_the_same_in_distribution(tmp_path):
     """The mean and the spread of a batch's loss over many draws."""
     paths, drawn = write_backbone(tmp_path, 'roberta', dropout=0.3), []
     for padded in (True, False):
-        task, model = build(AFQMC, paths, padded, (4, 8), 0.3, monkeypatch)
+        task, model = build(AFQMC, paths, padded, (4, 8), 0.3)
         batch = task.collate(list(map(task.encode, samples(task, 8))))
-        step = loop.train_function(model, task, snippets.get_optimizer(1e-12, 0, 10**6))
+        step = steps.train_function(model, task.head(), snippets.get_optimizer(1e-12, 0, 10**6))
         drawn.append([step(*batch) for _ in range(400)])
     padded, packed = np.array(drawn)
     error = np.hypot(padded.std(), packed.std()) / np.sqrt(400)
@@ -164,10 +165,10 @@ def test_dropout_is_the_same_in_distribution(tmp_path, monkeypatch):
     assert 0.8 < packed.std() / padded.std() < 1.25
 
 
-def test_padding_costs_nothing_and_changes_nothing(tmp_path, monkeypatch):
+def test_padding_costs_nothing_and_changes_nothing(tmp_path):
     """Rows of a batch do not see each other: a longer neighbour changes no prediction."""
-    task, model = build(AFQMC, write_backbone(tmp_path, 'nezha'), False, (3, 8), 0.0, monkeypatch)
-    predict = loop.predict_function(model)
+    task, model = build(AFQMC, write_backbone(tmp_path, 'nezha'), False, (3, 8), 0.0)
+    predict = steps.predict_function(model)
     encoded = list(map(task.encode, samples(task, 12)))
     together = predict(task.collate(encoded)[0])
     alone = np.concatenate([predict(task.collate([one])[0]) for one in encoded])
@@ -213,8 +214,8 @@ def test_layer_norm_against_closed_form():
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
-def clue_texts(clue):
-    """Every string in the files of ../shared/clue."""
+def data_texts(root):
+    """Every string in the JSON files of a folder."""
     texts = set()
 
     def walk(value):
@@ -228,7 +229,7 @@ def clue_texts(clue):
             for item in value:
                 walk(item)
 
-    for folder, _, names in os.walk(clue):
+    for folder, _, names in os.walk(root):
         for name in names:
             if name.endswith('.json'):
                 with open(os.path.join(folder, name), encoding='utf-8') as reader:
@@ -243,10 +244,11 @@ def clue_texts(clue):
 
 
 @pytest.mark.parametrize('every', [50, pytest.param(1, marks=pytest.mark.slow)])
-def test_token_ids_are_the_references(every, clue):
-    tokenizer = snippets.load_tokenizer(os.path.join(clue, 'vocab.txt'))[0]
-    texts = clue_texts(clue)[::every]
-    assert len(texts) > 500000 / every
+def test_token_ids_are_the_references(every, any_data, any_vocab):
+    """Of CLUE's texts where they are, else of the sample's."""
+    tokenizer = snippets.load_tokenizer(any_vocab)[0]
+    texts = data_texts(any_data)[::every]
+    assert len(texts) > 4000 / every
     for text in texts:
         assert tokenizer.ids(text) == tokenizer.reference_ids(text), text
 
@@ -280,11 +282,39 @@ def test_cut_is_truncate_sequences():
 def test_every_sample_once_by_tokens():
     task = AFQMC(FastTokenizer({'[UNK]': 0, '[CLS]': 1, '[SEP]': 2}))
     encoded = list(map(task.encode, samples(task, 300)))
-    lists = list(loop.token_batches(encoded, 400))
+    lists = list(steps.token_batches(encoded, 400))
     assert sorted(i for places in lists for i in places) == list(range(300))
-    widths = [max(loop.longest(encoded[i]) for i in places) for places in lists]
+    widths = [max(steps.longest(encoded[i]) for i in places) for places in lists]
     assert widths == sorted(widths, reverse=True)
     assert all(width * len(places) <= 400 for width, places in zip(widths, lists))
+
+
+def test_batches_by_tokens_count_the_rows_of_all_samples():
+    """Four choices and then ten, as in c3's test1.1, stay below the limit together."""
+    encoded = [Encoded([np.ones(10, 'int32')] * rows, 0) for rows in (4, 10, 4, 10, 4)]
+    lists = list(steps.token_batches(encoded, 200))
+    assert sorted(i for places in lists for i in places) == list(range(5))
+    rows = [sum(len(encoded[i].rows) for i in places) for places in lists]
+    assert all(10 * count <= 200 for count in rows) and len(lists) == 2
+
+
+@pytest.mark.parametrize('saved_with, loaded_with', [(4, 1), (1, 4)])
+def test_groups_are_a_models_own(saved_with, loaded_with, tmp_path, monkeypatch):
+    """Built where one number is best, rebuilt from its configuration where another is."""
+    paths = write_backbone(tmp_path, 'roberta')
+    for module in (packing, attention):
+        monkeypatch.setattr(module, 'default_groups', lambda: saved_with)
+    task, model = build(AFQMC, paths, padded=False)
+    config, values = model.get_config(), model.get_weights()
+    inputs = task.collate(list(map(task.encode, samples(task, 9))))[0]
+    expected = model.predict(inputs)
+    K.clear_session()
+    for module in (packing, attention):
+        monkeypatch.setattr(module, 'default_groups', lambda: loaded_with)
+    again = type(model).from_config(config)
+    again.set_weights(values)
+    np.testing.assert_array_equal(again.predict(inputs), expected)
+    assert again.get_layer('Packing').groups == saved_with
 
 
 def test_padded_prediction_takes_samples_as_they_stand():
@@ -294,7 +324,7 @@ def test_padded_prediction_takes_samples_as_they_stand():
     def run(inputs):
         rows.append(inputs[0])
         return np.arange(40)[32 * (len(rows) - 1):][:len(inputs[0])]
-    assert loop.predict(run, task, encoded, padded=True) == list(range(40))
+    assert steps.predict(run, task, encoded, padded=True) == list(range(40))
     assert task.batch_size == 32 and [len(batch) for batch in rows] == [32, 8]
     for i, one in enumerate(encoded):
         row = rows[i // 32][i % 32]
@@ -306,10 +336,10 @@ def test_an_epoch_has_every_sample_once(bucket):
     task = AFQMC(FastTokenizer({'[UNK]': 0, '[CLS]': 1, '[SEP]': 2}))
     encoded = list(map(task.encode, samples(task, 1000)))
     settings = argparse.Namespace(seed=1, batch_size=4, bucket=bucket)
-    orders = [list(loop.epoch_order(encoded, settings, epoch)) for epoch in (0, 0, 1)]
+    orders = [list(steps.epoch_order(encoded, settings, epoch)) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == list(range(1000))
-    padded = sum(4 * max(loop.longest(e) for e in batch) for batch in loop.batches(
+    padded = sum(4 * max(steps.longest(e) for e in batch) for batch in steps.batches(
         encoded, 4, orders[0]))
-    true = sum(loop.longest(e) for e in encoded)
+    true = sum(steps.longest(e) for e in encoded)
     assert (padded < 1.1 * true) == bucket

@@ -8,15 +8,16 @@ import sys
 import numpy as np
 import pytest
 
-import checkpoints
-import deltas
+from fltuning import checkpoints
+from fltuning import deltas
 import predict
 import small
 import train
-from compat import K
-from datasets import load_task
-from errors import UserError
-from snippets import SPECIAL_TOKENS
+from fltuning.compat import K
+from tasks import load_task
+from fltuning.errors import UserError
+from fltuning.files import write_tensors
+from fltuning.tokenizer import SPECIAL_TOKENS
 
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'wsc']
 TEST_FILES = {'c3': 'test1.0.json', 'chid': 'test1.0.json', 'wsc': 'test1.0.json'}
@@ -96,16 +97,15 @@ def test_standard_input_and_output(tuned, backbone, root, tmp_path):
     command = [sys.executable, os.path.join(root, 'predict.py'), 'afqmc', '--input', '-',
                '--weights', os.path.join(out, 'weights', 'afqmc.weights')] + small.flags(backbone)
     lines = '{"sentence1": "她在北京", "sentence2": "她在东海"}\n' * 2
-    done = subprocess.run(command, input=lines.encode('utf-8'), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, cwd=str(tmp_path))
+    done = subprocess.run(command, input=lines.encode('utf-8'), capture_output=True,
+                          cwd=str(tmp_path))
     assert done.returncode == 0, done.stderr.decode()
     found = [json.loads(line) for line in done.stdout.decode('utf-8').splitlines()]
     assert [line['id'] for line in found] == [0, 1]
     assert found[0]['probabilities']['1'] == pytest.approx(found[1]['probabilities']['1'], abs=1e-6)
     assert os.listdir(str(tmp_path)) == []
 
-    done = subprocess.run(command, input=b'{"sentence1": "x"}\n', stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE)
+    done = subprocess.run(command, input=b'{"sentence1": "x"}\n', capture_output=True)
     assert (done.returncode, done.stdout) == (2, b'')
     assert done.stderr.decode().splitlines()[-1] == (
         'scripts/predict: error: -: line 1: field "sentence2": expected a text, '
@@ -136,7 +136,7 @@ def test_two_tasks_over_one_backbone(tuned, backbone, monkeypatch, clear_session
     frozen = [{layer.name: layer for layer in model.model.layers
                if layer.weights and not layer.trainable_weights} for model in models]
     assert frozen[0] == frozen[1] == frozen[2] and len(frozen[0]) > 5
-    for turn in (0, 1):  # one after the other, and again
+    for _turn in (0, 1):  # one after the other, and again
         for model, rows, expected in zip(models, records, alone):
             found = model.predict(rows)
             if model.task.name == 'cluener':
@@ -177,6 +177,38 @@ def test_what_does_not_fit_is_refused(change, said, tuned, backbone, folder, tmp
     for text in said:
         assert text in str(refused.value)
     assert output.read_text() == 'mine'
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda m: dict(m, task='os'), "task 'os': expected one of afqmc, c3"),
+    (lambda m: dict(m, task=['afqmc']), 'metadata: field "task": expected a text, got ["afqmc"]'),
+    (lambda m: {name: m[name] for name in m if name != 'maxlen'}, 'metadata: no field "maxlen"'),
+    (lambda m: dict(m, maxlen='64'), 'metadata: field "maxlen": expected a whole number from 1'),
+    (lambda m: dict(m, layers_to_transform=None), 'metadata: field "layers_to_transform"'),
+    (lambda m: dict(m, labels={'0': 1}), 'metadata: field "labels": expected a list of texts'),
+    (lambda m: dict(m, ffn_prompt_size=10**7), 'ffn_prompt_size is 10000000, the tensors are of 160'),
+    (lambda m: dict(m, prompt_size=10**7), 'prompt_size is 10000000, the tensors are of none'),
+    (lambda m: [m], 'metadata: expected an object'), (lambda m: 'none', 'metadata: expected an object'),
+    (lambda m: None, 'metadata: expected an object')])
+def test_metadata_are_checked_before_anything_is_built(change, said, tuned, backbone, tmp_path):
+    """And a task's name imports no module but that of a task."""
+    values, metadata = deltas.read_delta(os.path.join(tuned('afqmc')[1], 'weights', 'afqmc.weights'))
+    path, changed = str(tmp_path / 'changed.weights'), change(metadata)
+    if isinstance(changed, dict):
+        deltas.save_delta(path, values, changed)
+    else:
+        write_tensors(path, values, {deltas.FORMAT: json.dumps(changed)})
+    with pytest.raises(UserError) as refused:
+        predict.Predictor(**backbone).load(path)
+    assert said in str(refused.value)
+
+
+def test_metadata_that_are_no_json(tuned, backbone, tmp_path):
+    path = os.path.join(tuned('afqmc')[1], 'weights', 'afqmc.weights')
+    values, _ = deltas.read_delta(path)
+    write_tensors(str(tmp_path / 'x.weights'), values, {deltas.FORMAT: '{"task": '})
+    with pytest.raises(UserError, match='metadata: not JSON'):
+        predict.Predictor(**backbone).load(str(tmp_path / 'x.weights'))
 
 
 # ------------------------------------------------- whole models of the original, in HDF5

@@ -9,17 +9,15 @@ import bert4keras.models
 import numpy as np
 import pytest
 
-import checkpoints
-import deltas
-import loop
-import models
-import pretrain
-import pretraining_data
+from fltuning import checkpoints
+from fltuning import deltas
+from fltuning import steps
+from tools import pretrain, pretraining, pretraining_data, pretraining_model
 import small
-import snippets
 import train
-from compat import K
-from errors import UserError
+from fltuning.compat import K
+from fltuning.errors import UserError
+from fltuning.tokenizer import SPECIAL_TOKENS, FastTokenizer
 
 KINDS = ['roberta', 'nezha', 'roformer']
 SIZES = dict(layers=1, hidden_size=16, heads=2, intermediate_size=32, max_position=40, vocab_size=300,
@@ -40,20 +38,21 @@ def texts(tmp_path_factory):
 def start(texts, out, *more, **changes):
     settings = pretrain.parse_flags(['--texts', texts, '--no_whole_words'] + small.flags(
         dict(SIZES, output_dir=out, **changes)) + list(more))
-    run = pretrain.Pretraining(settings)
+    os.makedirs(settings.output_dir, exist_ok=True)
+    run = pretraining.Pretraining(settings)
     run.run()
     return run
 
 
 @pytest.fixture
 def no_curve(monkeypatch):
-    monkeypatch.setattr(pretrain, 'draw', lambda *args: None)
+    monkeypatch.setattr(pretraining, 'draw', lambda *args: None)
 
 
 # ------------------------------------------------------------------ texts and masks
 
 
-def test_texts_of_files_and_folders(tmp_path, clue):
+def test_texts_of_files_and_folders(tmp_path):
     small.write_text(tmp_path / 'a.txt', '一\n\n二\n')
     with lzma.open(str(tmp_path / 'b.txt.xz'), 'wt', encoding='utf-8') as writer:
         writer.write('三\n四')
@@ -87,8 +86,8 @@ def test_no_text_is_held_out_that_is_trained_on_too(tmp_path, tokenizer):
 def test_the_vocabulary(texts):
     """What occurs at least five times, the commonest first, the same every time."""
     found = pretraining_data.make_vocab(['好的好 word 龘', '的好，Word', '好'] * 5, 300)
-    start = len(snippets.SPECIAL_TOKENS) + 2 * 36
-    assert found[:start - 72] == snippets.SPECIAL_TOKENS
+    start = len(SPECIAL_TOKENS) + 2 * 36
+    assert found[:start - 72] == SPECIAL_TOKENS
     assert found[start:] == ['好', '的', '龘', '，', 'word']
     assert pretraining_data.make_vocab(['好的好', 'word'] * 9, 215)[start:] == ['好', '的', 'word']
     assert pretraining_data.make_vocab(['好的'] * 4, 300)[start:] == []
@@ -112,8 +111,8 @@ def test_of_clue_only_train_files_are_read(tmp_path):
 
 @pytest.fixture
 def tokenizer():
-    tokens = snippets.SPECIAL_TOKENS + [chr(0x4e00 + i) for i in range(400)]
-    return snippets.FastTokenizer({token: i for i, token in enumerate(tokens)})
+    tokens = SPECIAL_TOKENS + [chr(0x4e00 + i) for i in range(400)]
+    return FastTokenizer({token: i for i, token in enumerate(tokens)})
 
 
 def test_masks(tokenizer):
@@ -183,7 +182,7 @@ def test_evaluation_hides_every_answer(tokenizer):
     """15 % of the tokens, at the places that training's masks would take, all of them [MASK]."""
     part = 104 + np.arange(4000, dtype='uint16') % 400, np.ones(4000, bool)
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '34'])
-    evaluation = pretrain.Evaluation(pretraining_data.Corpus(part, part), tokenizer, 504, settings)
+    evaluation = pretraining.Evaluation(part, tokenizer, 504, settings)
     chosen = 0
     for ((masked, _, places), labels), before in zip(evaluation.batches, evaluation.before):
         assert (masked.reshape(-1)[places] == 4).all() and (masked == 4).sum() == len(places)
@@ -198,7 +197,7 @@ def test_baselines(tokenizer):
     text = np.array([104, 105, 106] * 300 + [105] * 10, 'uint16')
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '32'])
     part = text, np.ones(len(text), bool)
-    evaluation = pretrain.Evaluation(pretraining_data.Corpus(part, part), tokenizer, 504, settings)
+    evaluation = pretraining.Evaluation(part, tokenizer, 504, settings)
     found = evaluation.baselines(part, 504)
     assert 0.2 < found['unigram'] < 0.5 < 0.9 < found['bigram'] < 0.999
 
@@ -221,6 +220,38 @@ def test_logits_are_those_of_plain_bert4keras(kind, texts, tmp_path, no_curve, c
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize('kind', KINDS[:1] + [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:]])
+def test_a_finished_backbone_is_measured(kind, texts, tmp_path, no_curve, capsys, clear_session):
+    """As at the end of its pretraining, to the digit; without that run's files but the backbone."""
+    start(texts, tmp_path / 'out', backbone=kind)
+    held_out = small.read_json(tmp_path / 'out', 'pretrain.json')['held_out']
+    for name in ('corpus.npz', 'pretrain.state', 'pretrain.json'):
+        os.remove(str(tmp_path / 'out' / name))
+    before = sorted(os.listdir(str(tmp_path / 'out')))
+    flags = ['--texts', texts, '--no_whole_words', '--evaluate', str(tmp_path / 'out'), '--maxlen', '16',
+             '--held_out']
+    capsys.readouterr()
+    pretrain.run(flags + ['5'])
+    assert 'loss %(loss).4f, accuracy %(accuracy).4f' % held_out in capsys.readouterr().out
+    pretrain.run(flags + ['1'])  # of all texts
+    assert 'masked tokens' in capsys.readouterr().out
+    assert sorted(os.listdir(str(tmp_path / 'out'))) == before
+    with pytest.raises(UserError) as refused:
+        pretrain.run(flags + ['61'])  # none
+    assert 'less than a sequence of 16 tokens' in str(refused.value)
+
+
+def test_what_has_no_mlm_head_cannot_be_measured(texts, tmp_path, clear_session):
+    small.write_backbone(tmp_path)
+    names = checkpoints.read_variables(str(tmp_path / 'bert_model.ckpt'))
+    checkpoints.write_checkpoint(str(tmp_path / 'bert_model.ckpt'), {
+        name: value for name, value in names.items() if not name.startswith('cls/')})
+    with pytest.raises(UserError) as refused:
+        pretrain.run(['--texts', texts, '--no_whole_words', '--evaluate', str(tmp_path), '--maxlen', '16',
+                      '--held_out', '1'])
+    assert 'no MLM head' in str(refused.value)
+
+
 def test_its_backbone_can_be_tuned_and_pretrained_further(texts, tmp_path, no_curve, clear_session):
     start(texts, tmp_path / 'first')
     small.write_task(tmp_path, 'afqmc')
@@ -229,12 +260,14 @@ def test_its_backbone_can_be_tuned_and_pretrained_further(texts, tmp_path, no_cu
         config_path=tmp_path / 'first', data_path=tmp_path, output_dir=tmp_path, epochs=1, maxlen=40)))
     assert record['backbone_kind'] == 'roberta'
     further = start(texts, tmp_path / 'second', init_checkpoint=tmp_path / 'first', steps=3)
-    first, _ = deltas.read_delta(str(tmp_path / 'first' / 'pretrain.state'), pretrain.STATE)
+    first, _ = deltas.read_delta(str(tmp_path / 'first' / 'pretrain.state'), pretraining.STATE)
     name = 'Transformer-0-FeedForward/0'
-    value = K.get_value(dict(further.state())[name])
+    with further.graph.use():
+        value = K.get_value(dict(further.state())[name])
     assert 0 < np.abs(value - first[name]).max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kinds', [('roformer', 'roberta'), ('roberta', 'nezha'), ('nezha', 'roformer')])
 def test_a_backbone_of_another_kind(kinds, texts, tmp_path, capsys, no_curve, clear_session):
     """What both kinds have goes on from its values; positions, which RoBERTa alone has, start anew."""
@@ -243,7 +276,7 @@ def test_a_backbone_of_another_kind(kinds, texts, tmp_path, capsys, no_curve, cl
     start(texts, tmp_path / 'second', backbone=kinds[1], init_checkpoint=tmp_path / 'first', steps=3)
     assert ('starting anew: Embedding-Position\n' in capsys.readouterr().out) == (kinds[1] == 'roberta')
     files = [checkpoints.find_files(str(tmp_path / name)) for name in ('first', 'second')]
-    assert [models.detect_backbone(file['config_path'], file['checkpoint_path'])
+    assert [checkpoints.detect_backbone(file['config_path'], file['checkpoint_path'])
             for file in files] == list(kinds)
     first, second = [checkpoints.read_variables(file['checkpoint_path']) for file in files]
     assert len(set(first) ^ set(second)) == ('roberta' in kinds)
@@ -252,7 +285,7 @@ def test_a_backbone_of_another_kind(kinds, texts, tmp_path, capsys, no_curve, cl
 
 
 def test_positions_begin_as_sinusoids():
-    found = pretrain.sinusoids(50, 8)
+    found = pretraining_model.sinusoids(50, 8)
     angles = np.arange(50)[:, None] / 10000 ** (np.array([0, 2, 4, 6]) / 8)
     np.testing.assert_allclose(found[:, ::2], np.sin(angles))
     np.testing.assert_allclose(found[:, 1::2], np.cos(angles))
@@ -265,10 +298,10 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize('stops', [(2,), (4, 8)])
+@pytest.mark.parametrize('stops', [(2,), pytest.param((4, 8), marks=pytest.mark.slow)])
 def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clear_session):
     start(texts, tmp_path / 'whole', grad_accum_steps=2)
-    original = loop.train_function
+    original = steps.train_function
     for stop in stops:
         def train_function(*args):
             step, count = original(*args), []
@@ -279,13 +312,13 @@ def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clea
                     raise Stop
                 return step(*batch)
             return stopping
-        monkeypatch.setattr(loop, 'train_function', train_function)
+        monkeypatch.setattr(steps, 'train_function', train_function)
         with pytest.raises(Stop):
             start(texts, tmp_path / 'parts', '--resume', grad_accum_steps=2)
-    monkeypatch.setattr(loop, 'train_function', original)
+    monkeypatch.setattr(steps, 'train_function', original)
     start(texts, tmp_path / 'parts', '--resume', grad_accum_steps=2)
     (ours, notes), (theirs, their_notes) = [
-        deltas.read_delta(str(tmp_path / name / 'pretrain.state'), pretrain.STATE)
+        deltas.read_delta(str(tmp_path / name / 'pretrain.state'), pretraining.STATE)
         for name in ('parts', 'whole')]
     assert sorted(ours) == sorted(theirs) and len(ours) > 20
     for name, value in ours.items():
@@ -295,6 +328,7 @@ def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clea
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+@pytest.mark.slow
 def test_refused_and_nothing_lost(texts, tmp_path, no_curve, clear_session):
     """Each in one line; what an earlier run left stays as it is."""
     start(texts, tmp_path / 'out')
@@ -372,11 +406,12 @@ def test_the_loss_falls_on_ten_sentences(kind, tmp_path, no_curve, clear_session
     assert losses[0] > 1 and losses[-1] < 0.15
 
 
+@pytest.mark.slow
 def test_the_curve(texts, tmp_path, clear_session):
     pytest.importorskip('matplotlib')
     pytest.importorskip('jieba')
     settings = pretrain.parse_flags(['--texts', texts] + small.flags(dict(SIZES, output_dir=tmp_path)))
-    pretrain.Pretraining(settings).run()
+    pretraining.Pretraining(settings).run()
     with open(str(tmp_path / 'pretrain.png'), 'rb') as reader:
         assert reader.read(8) == b'\x89PNG\r\n\x1a\n'
     with open(str(tmp_path / 'pretrain.json')) as reader:

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from bert4keras.tokenizers import load_vocab
 
-import checkpoints
-import models
-import pretrain
-import pretraining_data
-import snippets
+from fltuning import checkpoints
+from tools import pretrain, pretraining, pretraining_data
+from fltuning.tokenizer import SPECIAL_TOKENS, FastTokenizer
 
 KINDS = ['roberta', 'nezha', 'roformer']
 
@@ -26,12 +24,12 @@ def test_what_they_are(bundled):
     kind, paths = bundled
     folder = os.path.dirname(paths['config_path'])
     assert sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) <= 20e6
-    snippets.check_backbone(maxlen=512, **paths)
-    assert models.detect_backbone(paths['config_path'], paths['checkpoint_path']) == kind
+    checkpoints.check_backbone(maxlen=512, **paths)
+    assert checkpoints.detect_backbone(paths['config_path'], paths['checkpoint_path']) == kind
     config, tokens = checkpoints.read_config(paths['config_path']), list(load_vocab(paths['dict_path']))
     assert (config['num_hidden_layers'], config['hidden_size'], config['intermediate_size'],
             config['max_position_embeddings']) == (4, 256, 1024, 512)
-    assert 5000 <= len(tokens) <= 7000 and set(snippets.SPECIAL_TOKENS) <= set(tokens)
+    assert 5000 <= len(tokens) <= 7000 and set(SPECIAL_TOKENS) <= set(tokens)
     expected = checkpoints.variable_shapes(config, kind)
     found = checkpoints.list_variables(paths['checkpoint_path'])
     assert {name: tuple(found[name]) for name in expected if '/pooler/' not in name} == {
@@ -51,19 +49,22 @@ def test_the_figures_that_are_told(bundled):
         assert '%.1f %%' % (100 * value) in text
 
 
-def test_they_know_chinese(bundled, clue, clear_session):
-    """Masked tokens of dev sets, which they were not trained on, by plain bert4keras's MLM head."""
+def test_they_know_chinese(bundled, any_data, clear_session):
+    """Masked tokens of dev sets, CLUE's or the sample's, by plain bert4keras's MLM head.
+
+    They were not trained on those.
+    """
     kind, paths = bundled
     tokens = load_vocab(paths['dict_path'])
-    tokenizer = snippets.FastTokenizer(tokens)
+    tokenizer = FastTokenizer(tokens)
     texts = []
     for task, field in (('tnews', 'sentence'), ('csl', 'abst'), ('afqmc', 'sentence1')):
-        with open(os.path.join(clue, task, 'dev.json'), encoding='utf-8') as reader:
+        with open(os.path.join(any_data, task, 'dev.json'), encoding='utf-8') as reader:
             texts += [json.loads(next(reader))[field] for _ in range(60)]
     part = pretraining_data.encode(texts, tokenizer, whole_words=False)
     settings = pretrain.parse_flags(['--texts', 'x', '--output_dir', 'x', '--maxlen', '64'])
     corpus = pretraining_data.Corpus(part, part)
-    evaluation = pretrain.Evaluation(corpus, tokenizer, len(tokens), settings)
+    evaluation = pretraining.Evaluation(corpus.held_out, tokenizer, len(tokens), settings)
     model = bert4keras.models.build_transformer_model(
         paths['config_path'], paths['checkpoint_path'], with_mlm='linear',
         model={'roberta': 'bert'}.get(kind, kind))

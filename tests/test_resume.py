@@ -6,17 +6,18 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
 
-import deltas
-import loop
+from fltuning import deltas
+from fltuning import steps
 import small
 import train
 from afqmc import AFQMC
-from errors import UserError
+from fltuning.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -70,17 +71,17 @@ class Stop(Exception):
 @pytest.mark.parametrize('epochs', [(0,), (1, 2), (4,), (1, 1, 3)])
 def test_stopped_and_resumed(epochs, flags, undisturbed, tmp_path, monkeypatch):
     """Stopped after so many batches of these epochs, one stop after the other."""
-    original = loop.train_epoch
+    original = steps.train_epoch
     for stop in epochs:
         def train_epoch(step, task, encoded, settings, epoch):
             if epoch == stop:
                 step(*task.collate(encoded[:4]))  # which counts for nothing
                 raise Stop
             return original(step, task, encoded, settings, epoch)
-        monkeypatch.setattr(loop, 'train_epoch', train_epoch)
+        monkeypatch.setattr(steps, 'train_epoch', train_epoch)
         with pytest.raises(Stop):
             start(flags, tmp_path, '--resume')
-    monkeypatch.setattr(loop, 'train_epoch', original)
+    monkeypatch.setattr(steps, 'train_epoch', original)
     record = start(flags, tmp_path, '--resume')
     out, expected = undisturbed
     assert numbers(record) == numbers(expected)
@@ -92,7 +93,7 @@ def test_a_run_that_is_through_only_predicts(flags, undisturbed, tmp_path, monke
     start(flags, tmp_path)
     os.remove(str(tmp_path / 'results' / 'afqmc_predict.json'))
     os.remove(str(tmp_path / 'weights' / 'afqmc.weights'))
-    monkeypatch.setattr(loop, 'train_epoch', None)
+    monkeypatch.setattr(steps, 'train_epoch', None)
     record = start(flags, tmp_path, '--resume')
     assert numbers(record) == numbers(undisturbed[1])
     assert_same(tmp_path, undisturbed[0])
@@ -118,12 +119,14 @@ def test_other_settings_give_other_numbers(flags, undisturbed, tmp_path):
     (dict(epochs=6), 'epochs is 5, here it is 6'),
     (dict(batch_size=2), 'batch_size is 4, here it is 2'),
     (dict(ffn_prompt_size=4), ' is '),
+    (dict(prompt_dropout=0.2), 'prompt_dropout is 0.1, here it is 0.2'),
     (dict(learning_rate=0.02), 'learning_rate is 0.01, here it is 0.02')])
 def test_a_state_of_other_settings_is_refused(change, said, flags, undisturbed):
     out = undisturbed[0]
-    before = weights(out)[0]
+    before, results = weights(out)[0], sorted(os.listdir(str(out / 'results')))
     with pytest.raises(UserError) as refused:
         start(flags, out, '--resume', **change)
+    assert sorted(os.listdir(str(out / 'results'))) == results
     assert str(out / 'weights' / 'afqmc.state') in str(refused.value) and said in str(refused.value)
     after = weights(out)[0]
     assert all(value.tobytes() == after[name].tobytes() for name, value in before.items())
@@ -171,7 +174,7 @@ def assert_whole(out):
         here = str(out / folder)
         for name in os.listdir(here) if os.path.isdir(here) else []:
             path = os.path.join(here, name)
-            if name.endswith('.tmp'):
+            if name.endswith(('.tmp', '.lock')):
                 continue
             if folder == 'weights':
                 deltas.read_delta(path, deltas.STATE if name.endswith('.state') else deltas.FORMAT)
@@ -182,16 +185,35 @@ def assert_whole(out):
                 assert len(small.read_lines(path)) == 5
 
 
+def start_at_once(command, count):
+    """A process that holds the run, of `count` started at once; the others were refused."""
+    errors = [tempfile.TemporaryFile() for _ in range(count)]  # a pipe that nobody reads fills up
+    running = [(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=error), error) for error in errors]
+    while len(running) > 1:
+        time.sleep(0.01)
+        for process, error in running[:]:
+            if process.poll() is not None and len(running) > 1:
+                running.remove((process, error))
+                process.communicate()
+                error.seek(0)
+                said = error.read().decode()
+                # Refused, or through before the other began.
+                assert process.returncode == 0 or (
+                    process.returncode == 2 and 'another run is writing here' in said), said
+    return running[0][0]
+
+
 @pytest.mark.slow
-def test_killed_twenty_times(flags, undisturbed, tmp_path, root):
+@pytest.mark.parametrize('at_once', [1, 2])
+def test_killed_twenty_times(flags, undisturbed, tmp_path, root, at_once):
     """By SIGKILL, at random moments, most of them while it trains and writes."""
-    flags = dict(flags, epochs=60)
+    flags = dict(flags, epochs=60 * at_once)  # the one that is not refused has a head start
     start(flags, tmp_path / 'undisturbed')
-    moments, kills, out = random.Random(0), 0, tmp_path / 'killed'
+    moments, kills, out = random.Random(at_once), 0, tmp_path / 'killed'
     command = [sys.executable, os.path.join(root, 'afqmc.py'), '--resume'] + small.flags(
         dict(flags, output_dir=out))
     while kills < 20:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = start_at_once(command, at_once)
         if moments.random() < 0.8:  # not while it only starts
             line = b'-'
             while line and not line.startswith(b'epoch'):
@@ -207,7 +229,7 @@ def test_killed_twenty_times(flags, undisturbed, tmp_path, root):
         if process.returncode == 0:  # it was through before
             break
     assert kills >= 12
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert_same(out, tmp_path / 'undisturbed')
     assert sorted(os.listdir(str(out / 'weights'))) == sorted(

@@ -1,5 +1,6 @@
 """A whole run of a task: what it trains, what it writes, what it says."""
 import hashlib
+import contextlib
 import json
 import os
 import re
@@ -10,16 +11,16 @@ import sys
 import numpy as np
 import pytest
 
-import deltas
+from fltuning import compat, deltas, weights
 import small
-import loop
+from fltuning import steps
 import predict
 import snippets
-import random_backbone
+from tools import random_backbone
 import train
 from afqmc import AFQMC
-from compat import K
-from errors import UserError
+from fltuning.compat import K
+from fltuning.errors import UserError
 
 KINDS = ['roberta', 'nezha', 'roformer']
 
@@ -77,6 +78,7 @@ def test_files_of_a_run(start, data, backbones, tmp_path, capsys):
     record = start(seed=5)
     out = tmp_path / 'out'
     assert list_files(out) == [os.path.join('results', 'afqmc_dev_errors.tsv'),
+                               os.path.join('results', 'afqmc_history.jsonl'),
                                os.path.join('results', 'afqmc_predict.json'),
                                os.path.join('results', 'afqmc_run.json'),
                                os.path.join('weights', 'afqmc.state'),
@@ -104,10 +106,10 @@ def test_files_of_a_run(start, data, backbones, tmp_path, capsys):
     assert record['samples'] == {'train': 12, 'dev': 6}
     assert [epoch['epoch'] for epoch in record['history']] == [1, 2]
     for epoch in record['history']:
-        assert set(epoch) == {'epoch', 'loss', 'accuracy', 'macro_f1', 'seconds'}
+        assert set(epoch) == {'epoch', 'step', 'loss', 'dev', 'accuracy', 'macro_f1', 'seconds'}
         assert 0 < epoch['loss'] < 10 and 0 <= epoch['accuracy'] <= 1
     best = max(record['history'], key=lambda epoch: epoch['accuracy'])
-    assert record['best'] == {'epoch': best['epoch'], 'dev': {
+    assert record['best'] == {'epoch': best['epoch'], 'step': 3 * best['epoch'], 'dev': {
         'accuracy': best['accuracy'], 'macro_f1': best['macro_f1']}}
 
     # hidden 16, 3 hidden units: a layer of 16*3 + 3 + 3*16 + 16, and a head of 16*2 + 2
@@ -119,7 +121,8 @@ def test_files_of_a_run(start, data, backbones, tmp_path, capsys):
         'afqmc: best dev accuracy %.4f in epoch %d; trained %d of %s parameters (%.2f %%); '
         % (best['accuracy'], best['epoch'], trained, format(everything, ','),
            100.0 * trained / everything))
-    for name in set(list_files(out)) - {os.path.join('weights', 'afqmc.state')}:
+    for name in set(list_files(out)) - {os.path.join('weights', 'afqmc.state'),
+                                        os.path.join('results', 'afqmc_history.jsonl')}:
         assert os.path.join(str(out), name) in last
 
 
@@ -182,24 +185,32 @@ class Watched(AFQMC):
 
     def submission(self, samples, results):
         Watched.results = np.array(results)
-        return super(Watched, self).submission(samples, results)
+        return super().submission(samples, results)
 
 
 @pytest.fixture
 def watched(monkeypatch):
     """Watched.trained and .frozen: {name: array} before the training and after each epoch."""
-    original = loop.train_function
+    original = steps.train_function
 
     def train_function(model, *args):
-        Watched.look = staticmethod(lambda: [
-            {name: value.copy() for name, value in
-             deltas.get_values(deltas.named_weights(model, trainable)).items()}
-            for trainable in (True, False)])
+        session = None if compat.TF2 else K.get_session()
+
+        def look():
+            with contextlib.ExitStack() as stack:
+                if session:  # that of the run
+                    stack.enter_context(session.graph.as_default())
+                    stack.enter_context(session.as_default())
+                return [{name: value.copy() for name, value in
+                         weights.get_values(weights.named_weights(model, trainable)).items()}
+                        for trainable in (True, False)]
+
+        Watched.look = staticmethod(look)
         before = Watched.look()
         Watched.trained, Watched.frozen = [before[0]], [before[1]]
         return original(model, *args)
 
-    monkeypatch.setattr(loop, 'train_function', train_function)
+    monkeypatch.setattr(steps, 'train_function', train_function)
     return Watched
 
 
@@ -217,11 +228,11 @@ def test_the_best_epoch_is_kept_and_predicts(start, watched, data, backbones, tm
     settings = train.parse_flags(AFQMC, small.flags(dict(backbones['roberta'], ffn_prompt_size=3)))
     tokenizer, keep_tokens = snippets.load_tokenizer(settings.dict_path)
     task = AFQMC(tokenizer)
-    model, _ = train.build_model(task, settings, backbones['roberta'], keep_tokens)
-    deltas.load_delta(str(tmp_path / 'out' / 'weights' / 'afqmc.weights'), model,
+    model, _ = snippets.build_model(task, settings, backbones['roberta'], keep_tokens)
+    weights.load_delta(str(tmp_path / 'out' / 'weights' / 'afqmc.weights'), model,
                       {'task': 'afqmc'})
     samples = task.load(os.path.join(data, 'afqmc'), ['test.json'], False)
-    results = loop.predict(loop.predict_function(model), task,
+    results = steps.predict(steps.predict_function(model), task,
                             [task.encode(sample) for sample in samples], 'test')
     np.testing.assert_allclose(results, watched.results, rtol=1e-6)
     lines = small.read_lines(tmp_path / 'out' / 'results' / 'afqmc_predict.json')
@@ -248,19 +259,19 @@ def test_frozen_weights_stay_and_the_others_move(start, watched, kind, backbones
 
 
 def test_a_frozen_weight_that_moves_is_noticed(start, monkeypatch, tmp_path):
-    original = train.build_model
+    original = snippets.build_model
 
     def build_model(*args):
         model, transformer = original(*args)
-        frozen = dict(deltas.named_weights(model, trainable=False))
-        monkeypatch.setattr(loop, 'train_epoch', lambda *args: K.set_value(
+        frozen = dict(weights.named_weights(model, trainable=False))
+        monkeypatch.setattr(steps, 'train_epoch', lambda *args: K.set_value(
             frozen['Transformer-0-FeedForward/1/bias'], np.ones(24)) or 0.0)
         return model, transformer
 
-    monkeypatch.setattr(train, 'build_model', build_model)
+    monkeypatch.setattr(snippets, 'build_model', build_model)
     with pytest.raises(AssertionError, match='frozen'):
         start(epochs=1)
-    assert os.listdir(str(tmp_path / 'out' / 'results')) == []
+    assert os.listdir(str(tmp_path / 'out' / 'results')) == ['afqmc_history.jsonl']
 
 
 @pytest.mark.parametrize('prompt_size, ffn_prompt_size, trained', [
@@ -383,13 +394,12 @@ def test_help(capsys):
     assert ended.value.code == 0
     text = ' '.join(capsys.readouterr().out.split())
     assert 'do two questions of a bank' in text
+    text = text[text.index('optional arguments' if 'optional arguments' in text else 'options:'):]
     for flag, default in FLAGS.items():
-        entry = re.search(r'\s--%s [^(]*\([^)]*\)' % flag, text[text.index('optional arguments')
-                          if 'optional arguments' in text else text.index('options:'):])
+        entry = re.search(r'\s--%s .*?(?= --|$)' % flag, text)
         assert entry, flag
-        shown = re.search(r'\(default: ?(.*)\)$', entry.group()).group(1)
-        if default is not None:
-            assert shown == str(default), flag
+        shown = re.search(r'\(default: (.*)\)$', entry.group())
+        assert default is None or shown.group(1) == str(default), flag
 
 
 def test_a_flag_is_for_its_run_alone(start, monkeypatch):
@@ -413,6 +423,16 @@ def test_settings_of_snippets_are_used(start, monkeypatch, data, backbones, tmp_
     assert os.path.exists(str(tmp_path / 'there' / 'results' / 'afqmc_predict.json'))
 
 
+@pytest.mark.parametrize('name, value, said', [
+    ('ffn_prompt_size', 'many', 'snippets.py: ffn_prompt_size: expected a whole number from 0, got many'),
+    ('backbone', 'bert', 'snippets.py: backbone: expected one of auto, roberta, nezha, roformer, got bert')])
+def test_a_wrong_setting_is_named_where_it_stands(name, value, said, monkeypatch):
+    monkeypatch.setattr(snippets, name, value)
+    with pytest.raises(UserError) as refused:
+        train.parse_flags(AFQMC, [])
+    assert str(refused.value) == said
+
+
 def test_maxlen_cuts(start, monkeypatch):
     lengths = []
     original = AFQMC.collate
@@ -422,6 +442,7 @@ def test_maxlen_cuts(start, monkeypatch):
     assert max(lengths) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['roberta', 'nezha', 'roformer'])
 def test_without_a_backbone(kind, data, tmp_path, capsys, monkeypatch, clear_session):
     """The bundled one of the kind, in predictions too, and it is said what to set instead."""
@@ -445,7 +466,7 @@ def test_as_a_process(start, data, backbones, tmp_path, root):
                     ffn_prompt_size=3, learning_rate=0.01)
     done = subprocess.run(
         [sys.executable, os.path.join(root, 'afqmc.py')] + small.flags(settings),
-        cwd=str(elsewhere), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        cwd=str(elsewhere), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().splitlines()[-1].startswith('afqmc: best dev accuracy ')
     assert b'Traceback' not in done.stderr and b'Warning' not in done.stderr
@@ -463,7 +484,7 @@ def test_importing_does_nothing(tmp_path, root):
                'graph = tf.compat.v1.get_default_graph(); '
                'sys.exit(len(graph.get_operations()))' % (root, ', '.join(modules)))
     done = subprocess.run([sys.executable, '-B', '-c', program], cwd=str(tmp_path),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b'', b'')
     assert os.listdir(str(tmp_path)) == []
 

@@ -1,0 +1,1 @@
+"""The library: kinds of task, layers, files, steps. It knows no setting, no flag and no task script."""

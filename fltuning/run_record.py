@@ -1,0 +1,75 @@
+"""The record of a run, results/TASK_run.json, beside those of other runs: earlier ones, and of other seeds."""
+import os
+import statistics
+from typing import Any, Dict, List
+
+from fltuning.errors import UserError
+from fltuning.files import file_sha256, read_json, set_aside
+
+
+def keep_former(path: str, ours: Dict[str, Any], of_before: Dict[str, Any]) -> None:
+    """The record of an earlier run of another configuration stays, under another name.
+
+    ours: {name: value} of all that numbers depend on; of_before: values of settings that an earlier record
+    may lack.
+    """
+    if not os.path.exists(path):
+        return
+    try:
+        former = read_json(path)
+        theirs = dict(of_before, **former['settings'])
+        theirs = {name: theirs.get(name, former.get(name)) for name in ours}
+    except (UserError, AttributeError, KeyError, TypeError):
+        theirs = {}
+    changed = [name for name in ours if theirs.get(name) != ours[name]]
+    if changed:
+        print('%s: written by a run with another %s: moved to %s; its weights and predictions are replaced'
+              % (path, ', '.join(changed), set_aside(path)))
+
+
+def checksums(paths: List[str], output_dir: str) -> Dict[str, str]:
+    """{file in the output folder, as weights/TASK.weights: SHA-256}."""
+    return {os.path.relpath(path, output_dir or '.').replace(os.sep, '/'): file_sha256(path)
+            for path in paths}
+
+
+def seed_folder(output_dir: str, seed: int) -> str:
+    """Where weights/ and results/ of one of several seeds go."""
+    return os.path.join(output_dir, 'seed_%d' % seed)
+
+
+def summarize(records: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """What runs of several seeds have in common, and the scores of their selected weights.
+
+    {metric: {values, one a seed; mean; deviation, of the sample, None of a single one}}
+    """
+    def scores(dicts):
+        return {metric: describe([scores[metric] for scores in dicts]) for metric in dicts[0]}
+
+    first = records[0]
+    found = {
+        'task': first['task'], 'stack': first['stack'], 'seeds': [record['seed'] for record in records],
+        'runs': ['seed_%d/results/%s_run.json' % (record['seed'], record['task']) for record in records],
+        'dev': scores([record['selected']['dev'] for record in records])}
+    if 'test_public' in first:
+        found['test_public'] = scores([record['test_public'] for record in records])
+    return found
+
+
+def describe(values: List[float]) -> Dict[str, Any]:
+    """
+    >>> describe([0.5, 0.75])['mean'], describe([0.5])['deviation']
+    (0.625, None)
+    """
+    return {'values': values, 'mean': statistics.mean(values),
+            'deviation': statistics.stdev(values) if len(values) > 1 else None}
+
+
+def tell(scores: Dict[str, Dict[str, Any]]) -> str:
+    """
+    >>> tell({'accuracy': describe([0.5, 0.75]), 'f1': describe([1.0])})
+    'accuracy 0.6250 ± 0.1768, f1 1.0000'
+    """
+    return ', '.join('%s %.4f%s' % (
+        metric, found['mean'], '' if found['deviation'] is None else ' ± %.4f' % found['deviation'])
+        for metric, found in scores.items())

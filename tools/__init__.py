@@ -1,0 +1,1 @@
+"""The programs behind scripts/: `scripts/NAME` runs tools/NAME.py."""

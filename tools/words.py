@@ -1,0 +1,89 @@
+"""What a grid's results say and do not say, in sentences."""
+from typing import Dict, List
+
+from tools import cells
+from tools.results import OURS, RIVAL, Results, Variant
+from tools.tables import counted, points, times
+
+
+def sentences(results: Results) -> List[str]:
+    found = []
+    if results.expected and results.there < results.expected:
+        found.append('%d of the grid’s %d cells are there: all below is of those.'
+                     % (results.there, results.expected))
+    for backbone in results.backbones:
+        about = 'With the backbone %s: ' % results.title(backbone)
+        for variant in results.variants:
+            ours = results.ours(variant)
+            if ours is not None and variant.method != OURS:
+                found += [about + text for text in compared(results, backbone, ours, variant)]
+        found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
+        for task in results.unlearnt(backbone):
+            found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
+                         'task tells nothing of the methods.' % results.title(task))
+    number = sum(row.score is None for row in results.rows)
+    if number:
+        found.append('%d runs diverged and are in no mean.' % number)
+    return found
+
+
+def lost(results: Results, backbone: str, variant: Variant) -> List[str]:
+    """Of a method without a rate."""
+    reasons = {task: results.without_rate.get((task, backbone, variant)) for task in results.tasks}
+    diverged = [results.title(task) for task, why in reasons.items() if why == cells.DIVERGED]
+    failed = [results.title(task) for task, why in reasons.items() if why not in (None, cells.DIVERGED)]
+    return [text % (results.variant_title(variant), ', '.join(tasks)) for tasks, text in [
+        (diverged, '%s diverged at every rate on %s, and has no score there.'),
+        (failed, '%s has no score on %s: a run that was to choose its rate failed.')] if tasks]
+
+
+def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) -> List[str]:
+    """Of scores, of their spread, and of P-Tuning V2 of the steps."""
+    overall = results.overall(backbone, ours, theirs)
+    if overall is None:
+        return []
+    us, them = results.variant_title(ours), results.variant_title(theirs)
+    interval, number = overall
+    tasks = over(results, number)
+    said = '%s points' % points(interval)
+    if interval.low is None:
+        found = ['%s less %s is %s %s, which decides nothing: that takes two pairs of runs on a task.'
+                 % (us, them, said, tasks)]
+    else:
+        found = [{
+            'above': '%s is ahead of %s %s: %s.' % (us, them, tasks, said),
+            'below': '%s is behind %s %s: %s.' % (us, them, tasks, said),
+            'undecided': 'whether %s or %s is better %s is undecided: %s.' % (us, them, tasks, said),
+        }[interval.verdict()] + by_task(results, backbone, ours, theirs)]
+    spread = results.spread(backbone, ours, theirs)
+    if spread is not None:
+        found.append('the scores of %s spread over runs %s times as much as those of %s %s%s.' % (
+            us, times(spread[0]), them, over(results, spread[1]), {
+                'above': ', which is more', 'below': ', which is less',
+                'undecided': ': which of the two is steadier is undecided'}[spread[0].verdict(1)]))
+    ratio = results.convergence_ratio(backbone, ours, theirs) if theirs.method == RIVAL else None
+    if ratio is not None:
+        found.append('%s takes %s times the steps of %s to 95 %% of its best %s%s.' % (
+            them, times(ratio[0]), us, over(results, ratio[1]), {
+                'above': ', so that %s converges faster' % us, 'below': ', so that %s converges faster' % them,
+                'undecided': ': which converges faster is undecided'}[ratio[0].verdict(1)]))
+    return found
+
+
+def over(results: Results, number: int) -> str:
+    text = counted(number, len(results.tasks))
+    return ('on ' if text == 'one task' else 'over ') + text
+
+
+def by_task(results: Results, backbone: str, ours: Variant, theirs: Variant) -> str:
+    found: Dict[str, List[str]] = {'ahead on': [], 'behind on': [], 'undecided on': [], 'no interval on': []}
+    names = {'above': 'ahead on', 'below': 'behind on', 'undecided': 'undecided on'}
+    for task in results.tasks:
+        interval = results.difference(task, backbone, ours, theirs)
+        if interval is not None:
+            name = 'no interval on' if interval.low is None else names[interval.verdict()]
+            found[name].append(results.title(task))
+    if sum(map(len, found.values())) == 1:
+        return ''
+    return ' Task by task: %s.' % '; '.join(
+        '%s %s' % (name, ', '.join(tasks)) for name, tasks in found.items() if tasks)
