@@ -3,6 +3,7 @@ from fltuning import compat  # before TensorFlow
 from bert4keras.backend import K, keras
 from bert4keras.layers import FeedForward, Layer
 
+from fltuning.kernels import make_dense_fast
 from fltuning.initializers import PromptInitializer
 
 
@@ -81,6 +82,7 @@ class TunedFeedForward(FeedForward):
     def build(self, input_shape):
         with compat.policy_of(self):
             super().build(input_shape[0] if isinstance(input_shape, list) else input_shape)
+        make_dense_fast(self, *['i%d_dense' % i for i in range(len(self.activation))], 'o_dense')
 
     def call(self, inputs, change=None):
         if change is None:

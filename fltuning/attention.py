@@ -5,7 +5,7 @@ from bert4keras.backend import K, align, attention_normalize, keras
 from bert4keras.layers import Layer, MultiHeadAttention
 
 from fltuning.dropout import dropout, track_key
-from fltuning.kernels import softmax
+from fltuning.kernels import make_dense_fast, softmax
 from fltuning.packing import (
     count_parts, default_groups, first_rows, merge_heads, name_parts, split_heads, split_samples)
 
@@ -149,6 +149,7 @@ class PromptMultiHeadAttention(MultiHeadAttention):
     def build(self, input_shape):
         with compat.policy_of(self):
             super().build(input_shape)
+        make_dense_fast(self, 'q_dense', 'k_dense', 'v_dense', 'o_dense')
         if self.keyed_dropout:
             track_key(self)
 

@@ -14,12 +14,12 @@ import small
 import snippets
 import train
 from afqmc import AFQMC
-from fltuning import compat, deltas, precision, steps, weights
+from fltuning import blocks, compat, deltas, kernels, precision, steps, weights
 from fltuning.compat import K
 from fltuning.dropout import dropout, dropout_key
 from fltuning.errors import NotFinite, UserError
 from fltuning.initializers import set_seed
-from fltuning.kernels import FastLayerNormalization, exact_gelu, softmax
+from fltuning.kernels import FastLayerNormalization, add_bias_gelu, exact_gelu, softmax
 from fltuning.loss_scale import GROWTH_STEPS, INITIAL, LossScale
 from fltuning.methods import BY_SIZES, METHODS
 from fltuning.task import Encoded
@@ -37,6 +37,12 @@ ROUNDING = 2.0**-8  # of bfloat16: half a unit of the last place
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch):
     monkeypatch.setattr(precision, '_said', set())
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """The tiny backbones' feed-forward networks are computed as those of base size are."""
+    monkeypatch.setattr(kernels, 'WIDE', 16)
 
 
 @pytest.mark.parametrize('flags, said', [
@@ -85,6 +91,41 @@ def test_gelu():
     np.testing.assert_allclose(y, x * cdf, atol=4 * ROUNDING, rtol=2 * ROUNDING)
     slope = cdf + x * np.exp(-x**2 / 2) / np.sqrt(2 * np.pi)
     np.testing.assert_allclose(gradient, weights * slope, atol=8 * ROUNDING, rtol=2 * ROUNDING)
+
+
+@pytest.mark.parametrize('rows', [1, 7, 8, 9, 30])
+def test_passes_in_blocks(rows, monkeypatch):
+    """Of 8 rows; what fills the last one up matters nowhere. Values are those of float64, rounded once."""
+    assert blocks.use_blocks('bfloat16') or tf.config.list_physical_devices('GPU')
+    assert not blocks.use_blocks('float32')
+    monkeypatch.setattr(blocks, 'SIZE', 8 * 20)
+    bias = tf.cast(np.random.RandomState(2).normal(size=20), 'bfloat16')
+    numbers = np.random.RandomState(3).normal(0, 2, (rows, 20))
+    y, gradient, x, weights = value_and_gradient(tf.function(lambda x: add_bias_gelu(x, bias)), numbers, 'bfloat16')
+    x += tf.cast(bias, 'float64').numpy()
+    cdf = 0.5 * (1 + erf(x / np.sqrt(2)))
+    np.testing.assert_allclose(y, x * cdf, rtol=1.01 * ROUNDING, atol=1e-6)
+    slope = cdf + x * np.exp(-x**2 / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(gradient, weights * slope, rtol=1.01 * ROUNDING, atol=1e-6)
+    with tf.GradientTape() as tape:
+        tape.watch(bias)
+        total = tf.reduce_sum(add_bias_gelu(tf.cast(numbers, 'bfloat16'), bias) * tf.cast(weights, 'bfloat16'))
+    np.testing.assert_allclose(tf.cast(tape.gradient(total, bias), 'float64').numpy(), (weights * slope).sum(0),
+                               rtol=2 * ROUNDING, atol=rows * 8 * ROUNDING)
+
+
+def test_trained_norms_in_blocks(monkeypatch):
+    """Gradients of gamma and beta, which fine-tuning trains."""
+    monkeypatch.setattr(blocks, 'SIZE', 8 * 20)
+    layer, random_state = FastLayerNormalization(epsilon=1e-12), np.random.RandomState(0)
+    x, weights = [tf.cast(random_state.normal(1, 2, (3, 7, 20)), 'bfloat16') for _ in range(2)]
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(tf.cast(layer(x) * weights, 'float32'))
+    beta, gamma = [gradient.numpy() for gradient in tape.gradient(total, [layer.beta, layer.gamma])]
+    x, weights = [tf.cast(value, 'float64').numpy().reshape(21, 20) for value in (x, weights)]
+    normal = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    np.testing.assert_allclose(beta, weights.sum(0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(gamma, (weights * normal).sum(0), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('bfloat16', ROUNDING), ('float16', 2.0**-11)])
