@@ -15,14 +15,12 @@ from bert4keras.layers import LayerNormalization
 from fltuning.blocks import Blockwise, use_blocks
 
 
-def gelu_of(x):
-    return x * (0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5)))
+def normal_cdf(x):
+    return 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))
 
 
-def gelu_gradient(x, dy):
-    cdf = 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))
-    pdf = tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
-    return dy * (cdf + x * pdf)
+def gelu_slope(x, cdf):
+    return cdf + x * (tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi)))
 
 
 def through_float32(kernel):
@@ -33,12 +31,14 @@ def through_float32(kernel):
 # Loops over blocks cost more than passes over a few values do.
 WIDE = 1024
 bias_gelu_blocks = [Blockwise(through_float32(kernel), by_row=True) for kernel in (
-    lambda x, bias: gelu_of(x + bias), lambda x, dy, bias: gelu_gradient(x + bias, dy))]
+    lambda x, bias: (x + bias) * normal_cdf(x + bias),
+    lambda x, dy, bias: dy * gelu_slope(x + bias, normal_cdf(x + bias)))]
 
 
 @tf.custom_gradient
 def _gelu(x):
-    return gelu_of(x), lambda dy: gelu_gradient(x, dy)
+    cdf = normal_cdf(x)
+    return x * cdf, lambda dy: dy * gelu_slope(x, cdf)
 
 
 def exact_gelu(x):

@@ -163,9 +163,9 @@ class Runner:
         self.path, self.peak = build_path(task, flags, config_path, padded, precision), peak_function(precision)
 
     def warm_up(self):
-        """The first of each also allocates."""
-        self.path.step(*self.task.collate(min(self.work.batches, key=lambda b: max(lengths_of(b)))))
-        self.path.predict(self.task.collate(self.work.to_predict[:2])[0])
+        """The first of each also allocates, as do those that are larger than all before."""
+        self.path.step(*self.task.collate(max(self.work.batches, key=lambda b: max(lengths_of(b)) * len(b))))
+        self.predict()
 
     def step(self, number):
         return timed(self.path.step, *self.task.collate(self.work.batches[number]))
@@ -189,14 +189,18 @@ def call_runner(method, *args):
 
 
 class RemoteRunner:
-    """A `Runner` in a process of its own: whether oneDNN is on is a matter of the process."""
+    """A `Runner` in a process of its own: whether oneDNN is on is a matter of the process.
+
+    It is built while the caller goes on; the first call waits for that.
+    """
 
     def __init__(self, pool, name, flags, config_path, precision):
         self.pool = pool
         with onednn_of(precision):
-            pool.submit(start_runner, name, flags, config_path, precision).result()
+            self.built = pool.submit(start_runner, name, flags, config_path, precision)
 
     def __getattr__(self, method):
+        self.built.result()
         return lambda *args: self.pool.submit(call_runner, method, *args).result()
 
 
