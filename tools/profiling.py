@@ -23,7 +23,8 @@ KINDS = collections.OrderedDict([
     ('sums and means of rows', r'Sum$|Mean$|Max$|Min$|Rsqrt$'),
     ('casts', r'Cast$'),
     ('random numbers and masks', r'Stateless|Bitcast$|GreaterEqual$'),
-    ('moves of rows', r'Gather|Concat|Transpose$|Tile$|Slice$|Split|Pack$|Unpack$|Pad'),
+    ('chains that XLA made one pass', r'XlaFusion$'),
+    ('moves of rows', r'TensorList|Gather|Concat|Transpose$|Tile$|Slice$|Split|Pack$|Unpack$|Pad'),
     ('other', r''),
 ])
 
@@ -48,6 +49,8 @@ def read_profile(folder):
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
+                if re.match(r'[a-z_]+_fusion[.\d]*$', name):  # within an operation whose own name says nothing
+                    name += ':XlaFusion'
                 if re.match(r'[\w./-]+:_?[A-Z]\w+$', name):
                     found[name].append(event.duration_ps / 1e12)
     return found
