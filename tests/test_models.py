@@ -177,7 +177,8 @@ def test_golden_loss_and_every_gradient(golden, kind, case, path):
     close(got['loss'], want['loss'])
     assert got['grad']
     for name, gradient in got['grad'].items():
-        np.testing.assert_allclose(gradient, want['grad/' + name], rtol=1e-5, atol=1e-5,
+        # Processors round differently: up to 1.2e-5 was seen between one with AVX-512 and that of the recording.
+        np.testing.assert_allclose(gradient, want['grad/' + name], rtol=1e-5, atol=3e-5,
                                    err_msg=name)
 
 
