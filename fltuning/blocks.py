@@ -19,38 +19,38 @@ def use_blocks(dtype: Any) -> bool:
 
 
 class Blockwise:
-    """f(*xs, constants=()) -> y, in the shape of the first x, for a kernel that treats all values, or all rows, alike.
+    """f(*xs, constants=()) -> y, in the shape of the first x, for a kernel that treats all rows, (..., size), alike.
 
-    kernel: f(*xs, *constants) -> y of a block. Blocks are flat or, with `by_row`, (rows, size), whose rows the
-        kernel must not mix; y has the dtype of the first x. It has no gradient: give it to `tf.custom_gradient`.
+    kernel: f(*xs, *constants) -> y of a block, (rows, size), with the dtype of the first x. It has no gradient:
+        give it to `tf.custom_gradient`.
     All xs have the same shape.
     """
 
-    def __init__(self, kernel: Callable, by_row: bool = False):
-        self.kernel, self.by_row = kernel, by_row
+    def __init__(self, kernel: Callable):
+        self.kernel = kernel
         self.compiled = None  # one for all graphs: what XLA has made of it is found by its name
 
     def __call__(self, *xs, constants=()):
         if self.compiled is None:
             self.compiled = tf.function(self.kernel, jit_compile=True)
         dtype, shape, known = xs[0].dtype, tf.shape(xs[0]), xs[0].shape
-        tail = [int(known[-1])] if self.by_row else []
-        size = max(SIZE // (tail or [1])[0], 1)
-        xs = [tf.reshape(x, [-1] + tail) for x in xs]
+        size = int(known[-1])
+        block = [max(SIZE // size, 1), size]
+        xs = [tf.reshape(x, [-1, size]) for x in xs]
         rows = tf.shape(xs[0])[0]
-        whole = rows // size  # blocks of values; one more has what is left, filled up
-        left = rows - whole * size
+        whole = rows // block[0]  # blocks of rows; one more has what is left, filled up
+        left = rows - whole * block[0]
 
         def compute(parts):
-            return self.compiled(*[tf.ensure_shape(part, [size] + tail) for part in parts], *constants)
+            return self.compiled(*[tf.ensure_shape(part, block) for part in parts], *constants)
 
         def body(i, done):
-            return i + 1, done.write(i, compute([x[i * size:(i + 1) * size] for x in xs]))
+            return i + 1, done.write(i, compute([x[i * block[0]:(i + 1) * block[0]] for x in xs]))
 
-        done = tf.TensorArray(dtype, whole + 1, element_shape=[size] + tail)
+        done = tf.TensorArray(dtype, whole + 1, element_shape=block)
         _, done = tf.while_loop(lambda i, _: i < whole, body, (0, done))
         done = done.write(whole, compute([
-            tf.pad(x[whole * size:], [[0, size - left]] + [[0, 0]] * len(tail)) for x in xs]))
+            tf.pad(x[whole * block[0]:], [[0, block[0] - left], [0, 0]]) for x in xs]))
         y = tf.reshape(done.concat()[:rows], shape)
         y.set_shape(known)
         return y

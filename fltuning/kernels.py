@@ -30,7 +30,7 @@ def through_float32(kernel):
 
 # Loops over blocks cost more than passes over a few values do.
 WIDE = 1024
-bias_gelu_blocks = [Blockwise(through_float32(kernel), by_row=True) for kernel in (
+bias_gelu_blocks = [Blockwise(through_float32(kernel)) for kernel in (
     lambda x, bias: (x + bias) * normal_cdf(x + bias),
     lambda x, dy, bias: dy * gelu_slope(x + bias, normal_cdf(x + bias)))]
 
@@ -116,9 +116,9 @@ def normalizer(epsilon):
 def norm_blocks(epsilon):
     """f(x, gamma, beta): layer norm over the last axis, computed in float32, in one pass; and so its gradient."""
     forward = Blockwise(lambda x, gamma, beta: tf.cast(
-        normal_of(x, epsilon)[0] * gamma + beta, x.dtype), by_row=True)
+        normal_of(x, epsilon)[0] * gamma + beta, x.dtype))
     backward = Blockwise(lambda x, dy, gamma: tf.cast(
-        normal_gradient(*normal_of(x, epsilon), tf.cast(dy, 'float32') * gamma), x.dtype), by_row=True)
+        normal_gradient(*normal_of(x, epsilon), tf.cast(dy, 'float32') * gamma), x.dtype))
 
     @tf.custom_gradient
     def norm(x, gamma, beta):

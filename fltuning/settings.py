@@ -149,34 +149,22 @@ def whole_number(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]
     return parse
 
 
-def positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError('expected a number above 0, got %s' % text)
-    return value
+def number(expected: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """For argparse: a number for which `holds` says True; it is asked of NaN where the text is none."""
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float('nan')
+        if not holds(value):
+            raise argparse.ArgumentTypeError('expected a number %s, got %s' % (expected, text))
+        return value
+    return parse
 
 
-def percent(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError('expected a number above 0 and up to 100, got %s' % text)
-    return value
-
-
-def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError('expected a number from 0 to below 1, got %s' % text)
-    return value
+positive_number = number('above 0', lambda value: 0 < value < float('inf'))
+percent = number('above 0 and up to 100', lambda value: 0 < value <= 100)
+share = number('from 0 to below 1', lambda value: 0 <= value < 1)
 
 
 def share_or_count(text: str) -> Union[int, float]:
