@@ -42,7 +42,8 @@ def find_files(config_path='', checkpoint_path='', dict_path='', setting='config
     """
     given = {'config_path': config_path, 'checkpoint_path': checkpoint_path, 'dict_path': dict_path}
     found = {}
-    for name, (names, check) in FILES.items():
+    # First what is given: where that is mistyped, it is at fault, not what is looked for beside it.
+    for name, (names, check) in sorted(FILES.items(), key=lambda item: not given[item[0]]):
         source = name if given[name] else next((other for other in given if given[other]), name)
         path = given[source]
         if source != name and not os.path.isdir(path):

@@ -47,6 +47,8 @@ def huggingface_weights(paths):
                                  'config.json'),
     (dict(config_path='{folder}', checkpoint_path='/no/such'), 'checkpoint_path: /no/such: no such file'),
     (dict(config_path='{folder}', dict_path='/no/such'), 'dict_path: /no/such: no such file'),
+    (dict(checkpoint_path='no_such'), 'checkpoint_path: no_such: no such file or folder; expected model.safetensors'),
+    (dict(dict_path='no_such'), 'dict_path: no_such: no such file or folder; expected vocab.txt'),
     (dict(config_path='{empty}'), 'config_path: {empty}: no bert_config.json or config.json in this folder'),
     (dict(config_path='{folder}', checkpoint_path='{empty}'), 'checkpoint_path: {empty}: no model.safetensors'),
     (dict(config_path='{folder}', dict_path='{empty}'), 'dict_path: {empty}: no vocab.txt in this folder'),
