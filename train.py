@@ -201,8 +201,18 @@ class Run:
         if history.is_over:
             print('ended early: %d times in a row without a better dev %s' % (
                 settings.early_stopping, task.metric))
+        self.tell_left_out()
         if self.trainer.frozen_sha256(self.tokenizer._token_dict) != self.frozen:
             raise AssertionError('the frozen weights changed in training')
+
+    def tell_left_out(self) -> None:
+        """Say how many batches the updates lack: of float16, a whole run may be left out."""
+        used, done = self.trainer.count_used(), self.history.step
+        if used < done:
+            waiting = used % self.settings.grad_accum_steps
+            print('%d of %d batches were left out, since their gradients overflow float16%s; bfloat16 has a '
+                  'wider range' % (done - used, done, ', and %d make no whole update' % waiting
+                                   if waiting else ''))
 
     def train_epoch(self, epoch: int) -> None:
         """One epoch, or its rest, and its evaluations."""

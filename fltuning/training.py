@@ -3,6 +3,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from fltuning import compat  # noqa: F401  (before TensorFlow)
 import numpy as np
+from bert4keras.backend import K
 
 from fltuning import steps, weights
 from fltuning.deltas import Values
@@ -61,6 +62,11 @@ class Trainer:
         """One pass over the training data, or its rest; returns the mean loss. See steps.py."""
         with self.graph.use():
             return steps.train_epoch(self.step, task, encoded, settings, epoch, **options)
+
+    def count_used(self) -> int:
+        """The batches so far whose gradients were used; in float16 those that overflow are not."""
+        with self.graph.use():
+            return int(K.get_value(self.optimizer.iterations))
 
     def predict(self, task, encoded: list, description: Optional[str] = None,
                 padded: bool = False) -> list:

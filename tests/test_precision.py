@@ -376,6 +376,17 @@ def test_nothing_is_scored_before_a_step_counts(flags, tmp_path, monkeypatch):
     assert [entry['step'] for entry in entries] == [3, 4]
 
 
+@pytest.mark.parametrize('accumulated, said', [
+    (1, '4 of 4 batches were left out, since their gradients overflow float16; bfloat16'), (4, '4 of 4 batches')])
+def test_a_run_of_steps_that_overflow_says_so(accumulated, said, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('fltuning.loss_scale.INITIAL', 2.0**100)
+    start(flags, tmp_path, precision='float16', epochs=1, grad_accum_steps=accumulated)
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr('fltuning.loss_scale.INITIAL', 1.0)
+    start(flags, tmp_path, precision='float16', epochs=1, grad_accum_steps=accumulated)
+    assert 'left out' not in capsys.readouterr().out
+
+
 def test_steps_that_overflow_are_left_out(tmp_path):
     """With a scale that no gradient survives, until it is halved often enough."""
     task, model, _ = build(backbone(tmp_path, 'roberta'), (5, 8), 'float16')
