@@ -100,6 +100,18 @@ def test_what_float32_cannot_hold_is_not_exported(tuned, tmp_path):
     assert os.listdir(str(tmp_path)) == ['afqmc.weights']
 
 
+def test_a_model_whose_output_is_no_number_is_no_onnx(tuned, tmp_path):
+    """Its weights are finite, what they compute is not."""
+    paths, weights = tuned('onnx')
+    values, belongs_to = deltas.read_delta(weights)
+    values = {name: np.full_like(value, 3e38) if name.startswith('head') else value for name, value in values.items()}
+    deltas.save_delta(str(tmp_path / 'afqmc.weights'), values, belongs_to)
+    with pytest.raises(UserError, match="model.onnx: the model's output is not a number") as refused:
+        run('onnx', paths, tmp_path / 'afqmc.weights', tmp_path / 'out')
+    assert str(refused.value).startswith(str(tmp_path / 'out' / 'model.onnx'))
+    assert os.listdir(str(tmp_path)) == ['afqmc.weights']
+
+
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_full_disk_leaves_nothing(format, tuned, tmp_path):
     """Nor takes anything of an earlier export."""

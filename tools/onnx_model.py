@@ -83,7 +83,7 @@ def write_model(exported, path):
     Inputs: input_ids (batch, length), int64, 0 for padding, and for reading comprehension
     passage_mask, likewise, 1 at [CLS] and in the passage. Output: `probabilities` of the classes, or
     `scores`, as the task's kind has them.
-    Raises UserError if onnxruntime does not give what the model gives, to 1e-4.
+    Raises UserError if onnxruntime does not give what the model gives, to 1e-4, or that is not a number.
     """
     import_extra('onnxruntime', 'onnx')
     tf2onnx = import_extra('tf2onnx', 'onnx')
@@ -102,7 +102,7 @@ def write_model(exported, path):
         with replacing(path) as temporary:
             with open(temporary, 'wb') as writer:
                 writer.write(proto.SerializeToString())
-            difference = check(temporary, run, names, len(exported.variables[
+            difference = check(path, temporary, run, names, len(exported.variables[
                 'bert/embeddings/word_embeddings']))
             if not difference < 1e-4:
                 raise UserError('%s: onnxruntime differs by %g from TensorFlow' % (path, difference))
@@ -137,16 +137,22 @@ def rename(proto):
             value.name = value.name[:-2] if value.name.endswith(':0') else value.name
 
 
-def check(path, run, names, vocab_size):
-    """The largest difference between onnxruntime and TensorFlow on a padded batch of random ids."""
+def check(path, written, run, names, vocab_size):
+    """The largest difference between onnxruntime and TensorFlow on a padded batch of random ids.
+
+    path: of the export, for errors; written: where it is now. Raises UserError.
+    """
     import onnxruntime
     random = np.random.RandomState(0)
     ids = random.randint(1, vocab_size, (3, 17))
     for row, length in zip(ids, (17, 9, 4)):
         row[length:] = 0
     arrays = [ids.astype('int64'), (ids > 0).astype('int64')][:len(names)]
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(written, providers=['CPUExecutionProvider'])
     ours, theirs = run(arrays), session.run(None, dict(zip(names, arrays)))[0]
+    if not (ours < np.inf).all():  # NaN is not; there would be nothing to compare
+        raise UserError('%s: the model\'s output is not a number, with its weights or those of the backbone'
+                        % path)
     finite = np.isfinite(ours)  # a span score is -inf where no span can be
     if (finite != np.isfinite(theirs)).any():
         return float('inf')
