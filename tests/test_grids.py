@@ -417,6 +417,17 @@ def test_the_commonest_label_of_a_dev_set_that_is_drawn_is_not_known(write, tmp_
         assert all((cell.labels['commonest'] is not None) == known for cell in found)
 
 
+def test_evaluations_within_epochs_are_counted_beside_those_after_them():
+    config = methods.read_config(grids.bundled('roberta').folder)
+    part = parts.Part('', '', {'train': 30, 'dev': 20}, None, 10.0)
+
+    def work(**settings):
+        settings = dict(dict(batch_size=2, maxlen=32, epochs=2, classes=2), **settings)
+        return estimates.estimate(config, 'fl', 2, 3.0, settings, part).work
+    assert work(eval_every=5) / work() == pytest.approx((2 * 60 + 20 * (2 + 6)) / (2 * 60 + 20 * 2))
+    assert work(eval_every=31) == work()
+
+
 def test_the_clock_learns():
     clock = estimates.Clock()
     guess = clock.seconds(1e12, 1)

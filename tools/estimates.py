@@ -34,7 +34,7 @@ def estimate(config: Dict[str, Any], method: str, size: Optional[int], share: fl
     evaluations = settings['epochs']
     if settings.get('eval_every'):
         steps = -(-train // settings['batch_size']) * settings['epochs']
-        evaluations = max(1, steps // settings['eval_every'])
+        evaluations += steps // settings['eval_every']
     sample = 2.0 * part.tokens * (layers * (4 * hidden * hidden + 2 * hidden * inner) + added)
     return Estimate(least, PROGRAM + least + int(settings['batch_size'] * kept),
                     sample * (2 * train * settings['epochs'] + dev * evaluations))
