@@ -36,9 +36,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With SLOW_TESTS=divided, the stacks share the slow tests: each runs on one of them."""
-    if os.environ.get('SLOW_TESTS') == 'divided':
-        others = {item for item in items if item.get_closest_marker('slow')
+    """With LONG_TESTS=divided, the stacks share the slow and the costly tests: each runs on one of them."""
+    for item in items:
+        only = item.get_closest_marker('stack')
+        if only and only.args[0] != compat.STACK:
+            item.add_marker(pytest.mark.skip(reason=only.args[1]))
+    if os.environ.get('LONG_TESTS') == 'divided':
+        others = {item for item in items if (item.get_closest_marker('slow') or item.get_closest_marker('costly'))
+                  and not item.get_closest_marker('stack')  # no other could run it
                   and zlib.crc32(item.nodeid.encode('utf-8')) % 2 == compat.TF2}
         items[:] = [item for item in items if item not in others]
         config.hook.pytest_deselected(items=list(others))

@@ -9,19 +9,16 @@ import time
 
 import pytest
 
-from fltuning import compat
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAND_IN = os.path.join(ROOT, 'tests', 'stand_in.py')
+IN_LAB = pytest.mark.stack('tf2', 'of the environment lab, which has no stack: tested along with tf2')
 LAB = os.path.join(ROOT, '.envs', 'lab', 'bin', 'python')
 
 
 def lab_python():
-    """The interpreter of the lab environment; a test is skipped without it, and runs on one stack only."""
+    """The interpreter of the lab environment; a test is skipped without it."""
     if not os.path.exists(LAB):
         pytest.skip('no environment lab: `scripts/setup.sh lab` makes it')
-    if not compat.TF2:
-        pytest.skip('of the environment lab, which has no stack: tested along with tf2')
     return LAB
 
 

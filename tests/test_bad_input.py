@@ -386,6 +386,7 @@ def test_no_such_file_of_the_backbone(refused, tmp_path, setting):
     assert setting in error and str(tmp_path / 'nothing') in error
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind', ['roberta', 'nezha', 'roformer'])
 def test_maxlen_beyond_the_positions(refused, tmp_path, backbone, kind, clear_session):
     """Only where there are positions to be beyond: the others train at any length."""
@@ -446,6 +447,7 @@ def test_output_directory_that_is_a_file(tmp_path, backbone, monkeypatch, capsys
     assert (tmp_path / 'out').read_text() == 'mine'
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('wrong', ['flag', 'directory', 'line'])
 def test_as_a_process(wrong, root, tmp_path, backbone):
     """Exit code and standard error of a real process: no traceback, no usage text."""

@@ -94,6 +94,7 @@ def test_every_part_reports(measure, monkeypatch, capsys, clear_session):
     assert 'geometric mean' in printed and 'afqmc     peak MB' in printed
 
 
+@pytest.mark.costly
 def test_memory_is_the_processs_own(measure, clear_session):
     """Not what the process that started it holds or held."""
     held = np.ones(2 * 10**9, 'int8')
@@ -109,6 +110,7 @@ def test_less_than_a_batch(measure, tmp_path, clear_session):
         measure('--tasks', 'afqmc', '--parts', 'tasks')
 
 
+@pytest.mark.costly
 def test_a_killed_process_is_named(measure, monkeypatch, clear_session):
     monkeypatch.setattr(measuring, 'step_memory', kill)
     with pytest.raises(UserError, match='afqmc, padded: the process was ended'):

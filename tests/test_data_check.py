@@ -203,6 +203,7 @@ def test_the_default_folder_is_the_projects(root, monkeypatch, tmp_path):
         tasks.find_root('elsewhere')
 
 
+@pytest.mark.costly
 def test_real_files(clue, capsys, monkeypatch):
     """Every record reads; what is right by its MD5 is called so, and of the rest the count is told."""
     # Two files of cmrc2018 will do: its passages take the longest to read.

@@ -24,6 +24,8 @@ from tasks import load_task
 from fltuning.errors import UserError
 from fltuning.tokenizer import SPECIAL_TOKENS, FastTokenizer, load_tokens
 
+pytestmark = pytest.mark.costly
+
 KINDS = ['roberta', 'nezha', 'roformer']
 PLAIN = {'roberta': 'bert', 'nezha': 'nezha', 'roformer': 'roformer'}
 

@@ -122,6 +122,7 @@ def start(backbone, data, out, *more, task=AFQMC, **settings):
              learning_rate=0.01), **settings)) + list(more))
 
 
+@pytest.mark.costly
 def test_a_run_records_its_draw(backbone, tmp_path, clear_session):
     """It trains on what it drew: the same numbers as with files that have nothing else."""
     folder = small.write_task(tmp_path / 'data', 'afqmc', train=40, dev=20)
@@ -192,6 +193,7 @@ def write_few_clue(folder, name, split='0'):
     return str(folder)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('task, folder, result, answer', [
     (WSC, 'cluewsc', 'cluewscf_predict_0.json', {'id': 0, 'label': {'true', 'false'}}),
     (CHID, 'chid', 'chidf_predict_0.json', {'id': 0, 'answer': set(range(7))})])

@@ -14,6 +14,8 @@ from fltuning.errors import UserError
 from fltuning.text import normalize
 from fltuning.tokenizer import SPECIAL_TOKENS, FastTokenizer, Memory
 
+pytestmark = pytest.mark.costly
+
 
 def test_the_file_at_fault_is_named(tmp_path):
     """A source that cannot be read is not blamed on the target."""

@@ -449,11 +449,10 @@ def test_results_that_were_changed_are_refused(write, tmp_path):
         assert name in str(refused.value)
 
 
+@pytest.mark.stack('tf1', 'each run loads TensorFlow anew: on tf2 tests/test_report.py runs the grid demo')
 @pytest.mark.slow
 def test_a_real_grid(write, made, tmp_path, clear_session):
     """Cells of scripts/run on a tiny backbone have the numbers of the same run by hand."""
-    if compat.TF2:
-        pytest.skip('each run loads TensorFlow anew: on tf2 tests/test_report.py runs the grid demo')
     path = write('[afqmc, wsc]', '[afqmc]', '[fl, ptuning_v2]', '[fl]', '[1, 2, 3]', '[1]', '[0.001, 0.002]',
                  '[0.002, 1.0e+30]', 'epochs: 4', 'epochs: 2')
     done = subprocess.run(
@@ -483,6 +482,7 @@ def test_a_real_grid(write, made, tmp_path, clear_session):
 # In the lab environment.
 
 
+@lab.IN_LAB
 @pytest.mark.slow
 def test_ray_loses_nothing_either(write, tmp_path):
     """The same on a Ray cluster of two nodes on this machine, one of the kills of Ray's own worker."""
@@ -516,6 +516,7 @@ def test_ray_loses_nothing_either(write, tmp_path):
     lab.check_none_twice(log, found, 4)
 
 
+@lab.IN_LAB
 @pytest.mark.slow
 def test_slurm_through_submitit(write, tmp_path):
     """Against submitit's local executor; the job script as sbatch would get it."""
@@ -536,6 +537,7 @@ def test_slurm_through_submitit(write, tmp_path):
         assert line in output
 
 
+@lab.IN_LAB
 @pytest.mark.slow
 def test_tune_goes_on(write, made, tmp_path):
     """Killed and started again: so many trials in all, none twice, the best of the space."""

@@ -16,6 +16,8 @@ from c3 import C3
 from fltuning import deltas, locks
 from fltuning.errors import UserError
 
+pytestmark = pytest.mark.costly
+
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):

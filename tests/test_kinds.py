@@ -693,6 +693,7 @@ def lines_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.costly
 def test_wsc_trains(tmp_path, backbones, clear_session):
     _, results = train_task('wsc', tmp_path, backbones['roberta'])
     assert sorted(results) == ['cluewsc10_predict.json', 'cluewsc11_predict.json']
@@ -701,6 +702,7 @@ def test_wsc_trains(tmp_path, backbones, clear_session):
         assert {line['label'] for line in lines_of(text)} <= {'true', 'false'}
 
 
+@pytest.mark.costly
 def test_c3_trains(tmp_path, backbones, clear_session):
     record, results = train_task('c3', tmp_path, backbones['nezha'], prompt_size=2)
     assert record['samples'] == {'train': 6, 'dev': 6}
@@ -712,6 +714,7 @@ def test_c3_trains(tmp_path, backbones, clear_session):
             assert int(line['label']) < 2 + i % 3  # as many choices as there are
 
 
+@pytest.mark.costly
 def test_chid_trains(tmp_path, backbones, clear_session):
     record, results = train_task('chid', tmp_path, backbones['roformer'], maxlen=64)
     assert record['samples'] == {'train': 6, 'dev': 6}
@@ -725,6 +728,7 @@ def test_chid_trains(tmp_path, backbones, clear_session):
         assert len(set(values[:3])) == len(set(values[3:])) == 3
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind', ['roberta', 'nezha', 'roformer'])
 def test_cluener_trains(tmp_path, backbones, kind, clear_session):
     record, results = train_task('cluener', tmp_path, backbones[kind], prompt_size=1)
@@ -742,6 +746,7 @@ def test_cluener_trains(tmp_path, backbones, kind, clear_session):
                     assert line['text'][start:end + 1] == name
 
 
+@pytest.mark.costly
 def test_cmrc2018_trains(tmp_path, backbones, clear_session):
     record, results = train_task('cmrc2018', tmp_path, backbones['roberta'])
     assert set(record['best']['dev']) == {'exact_match', 'f1', 'position_match'}
@@ -758,6 +763,7 @@ def test_cmrc2018_trains(tmp_path, backbones, clear_session):
             assert answer and answer in paragraph['context']
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('name', ['cluener', 'cmrc2018', 'c3'])
 def test_a_long_run_learns_the_data_by_heart(name, tmp_path, clear_session):
     """What is trained on is answered: encoding, loss, decoding and score agree."""

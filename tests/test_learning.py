@@ -7,6 +7,8 @@ import pytest
 import train
 from tools.random_backbone import write_random_backbone
 
+pytestmark = pytest.mark.costly
+
 # task, epochs, learning rate, what always saying the same would score at most, what must be reached
 RUNS = [
     ('afqmc', 10, 5e-3, 0.55, 0.75),

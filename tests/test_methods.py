@@ -80,6 +80,7 @@ def batch():
 # ------------------------------------------------------------------ what is computed
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind, method', [(kind, method) for kind in KINDS for method in (
     'prompt_tuning', 'lora', 'ia3')] + [('roberta', 'ptuning')])
 def test_packed_is_padded(kind, method, batch, tmp_path):
@@ -145,6 +146,7 @@ def test_one_layer_in_numpy(kind, method, path, tmp_path):
     test_models.close(hidden[real], expected[real])
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind', KINDS)
 def test_biases_and_all_weights_learn_as_in_bert4keras(kind, batch, tmp_path):
     """The gradients of its own model, nothing of which is frozen, on the same batch."""
@@ -184,6 +186,7 @@ def test_biases_and_all_weights_learn_as_in_bert4keras(kind, batch, tmp_path):
                             or name.endswith(('/bias', '/beta')) or name.startswith('head')}
 
 
+@pytest.mark.costly
 def test_a_part_of_the_layers(tmp_path):
     """Those that are named, and no embedding; at the input there are no layers."""
     paths = backbones.write_backbone(tmp_path, 'roberta', num_hidden_layers=2)
@@ -286,6 +289,7 @@ def delta_of(out):
     return str(out / 'weights' / 'afqmc.weights')
 
 
+@pytest.mark.costly
 def test_records_and_deltas_say_the_method(runs):
     flags, made = runs
     config = checkpoints.read_config(flags['config_path'])
@@ -303,6 +307,7 @@ def test_records_and_deltas_say_the_method(runs):
         assert any(epoch['loss'] for epoch in record['history'])
 
 
+@pytest.mark.costly
 def test_one_predictor_holds_all(runs):
     """In any order: what is predicted is what the run predicted of its test file, and all differ."""
     flags, made = runs
@@ -322,6 +327,7 @@ def test_one_predictor_holds_all(runs):
     assert shared[0] is not shared[1] and len({id(layer) for layer in shared[1:]}) == 1
 
 
+@pytest.mark.costly
 def test_a_stopped_run_goes_on(runs, tmp_path):
     """To the same bits; a state of another method is refused."""
     (flags, made), method = runs, 'finetune'
@@ -347,6 +353,7 @@ def test_a_stopped_run_goes_on(runs, tmp_path):
     assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('method', ['lora', 'ia3', 'bitfit', 'finetune'])
 def test_merged_in_plain_bert4keras(method, runs, tmp_path):
     flags, made = runs

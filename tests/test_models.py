@@ -385,6 +385,7 @@ def masking(base):
     return Masking
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind, prompt_size, path', [(k, 3, 'padded') for k in KINDS] + [
     ('roberta', 0, 'padded'), ('nezha', 0, 'first'), ('roformer', 3, 'packed')])
 def test_a_row_that_is_masked_throughout_is_finite(tmp_path, kind, prompt_size, path):
@@ -435,6 +436,7 @@ def test_freeze_leaves_the_prompts_and_nothing_else(kind, case):
         assert shapes == ([(16, 7), (7,), (7, 16), (16,)] if 'AddFFN' in name else [(5, 2, 8)])
 
 
+@pytest.mark.costly
 def test_trained_parameters_at_base_size():
     transformer = build_transformer_model(
         model=PtuningV2AddFNNPtuning, vocab_size=9, hidden_size=768, num_hidden_layers=12,
@@ -573,6 +575,7 @@ def build(model_class, sizes):
     return transformer
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('name', SUBCLASSES)
 def test_one_line_makes_another_transformer_tunable(name):
     """With hidden units that add nothing, it computes what bert4keras's own class does."""
@@ -601,6 +604,7 @@ def test_one_line_makes_another_transformer_tunable(name):
     close(call_model(tuned.model, batch), call_model(plain, batch), 1e-6)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('name', ['albert', 't5_encoder', 'realformer'])
 def test_packed_rows_give_the_same(name):
     """Also where a row has no token, which bert4keras takes for one token."""

@@ -7,12 +7,11 @@ import predict
 import small
 import train
 from afqmc import AFQMC
-from fltuning import compat
 from fltuning.errors import UserError
 from tools import benchmark, pretrain
 
 
-@pytest.mark.skipif(compat.TF2, reason='it has low precisions: what is refused is on tf1')
+@pytest.mark.stack('tf1', 'tf2 has low precisions: what is refused is on tf1')
 def test_tf1_names_the_stack_that_has_it(tmp_path):
     paths = small.write_backbone(tmp_path)
     small.write_task(tmp_path / 'data', 'afqmc')

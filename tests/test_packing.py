@@ -53,6 +53,7 @@ def samples(task, count, seed=0):
     return [task.Text(i, text(), text(), state.randint(0, 1)) for i in range(count)]
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind,sizes', [
     ('roberta', (0, 8)), ('roberta', (5, 0)), ('roberta', (0, 0)), ('roberta', (5, 8)),
     ('nezha', (5, 8)), ('roformer', (5, 8))])

@@ -25,8 +25,9 @@ from fltuning.methods import BY_SIZES, METHODS
 from fltuning.task import Encoded
 from tools import benchmark, pretrain, pretraining
 
-if not compat.TF2:  # which refuses them: test_other_precisions.py
+if not compat.TF2:  # which refuses them: test_other_precisions.py; and lacks what is used here
     pytest.skip('low precisions are for the stack tf2', allow_module_level=True)
+pytestmark = pytest.mark.stack('tf2', 'low precisions are for it')
 
 KINDS = ['roberta', 'nezha', 'roformer']
 SIZES = {'fl': (0, 8), 'prefixes': (5, 0), 'both': (5, 8)}

@@ -19,6 +19,8 @@ from fltuning.errors import UserError
 from fltuning.files import write_tensors
 from fltuning.tokenizer import SPECIAL_TOKENS
 
+pytestmark = pytest.mark.costly
+
 TASKS = ['afqmc', 'c3', 'chid', 'cluener', 'cmnli', 'cmrc2018', 'wsc']
 TEST_FILES = {'c3': 'test1.0.json', 'chid': 'test1.0.json', 'wsc': 'test1.0.json'}
 

@@ -49,6 +49,7 @@ def test_the_figures_that_are_told(bundled):
         assert '%.1f %%' % (100 * value) in text
 
 
+@pytest.mark.costly
 def test_they_know_chinese(bundled, any_data, clear_session):
     """Masked tokens of dev sets, CLUE's or the sample's, by plain bert4keras's MLM head.
 

@@ -480,6 +480,7 @@ class Page(html.parser.HTMLParser):
         self.shown.append(text)
 
 
+@lab.IN_LAB
 @pytest.mark.slow
 def test_a_report_is_one_page_that_needs_no_network(tmp_path):
     """HTML, tables and pictures, in the lab environment; titles are Chinese, and hostile."""
@@ -505,6 +506,7 @@ def test_a_report_is_one_page_that_needs_no_network(tmp_path):
     assert small.read_text(tmp_path / 'report' / 'tables.tex').count(r'\begin{table}') == page.tags.count('table')
 
 
+@lab.IN_LAB
 @pytest.mark.slow
 def test_interquartile_means_are_rliables(tmp_path):
     """The table's figures against SciPy's trimmed mean, and a count of pairs."""
@@ -524,6 +526,7 @@ def test_interquartile_means_are_rliables(tmp_path):
             assert row[2].startswith('%.2f (' % np.mean(better))
 
 
+@lab.IN_LAB
 @pytest.mark.slow
 def test_the_demo(tmp_path):
     """The ready grid from its file to its report: what that says is what the runs' own records say."""

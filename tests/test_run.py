@@ -22,6 +22,8 @@ from afqmc import AFQMC
 from fltuning.compat import K
 from fltuning.errors import UserError
 
+pytestmark = pytest.mark.costly
+
 KINDS = ['roberta', 'nezha', 'roformer']
 
 

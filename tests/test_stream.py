@@ -18,6 +18,8 @@ from fltuning.errors import UserError
 from fltuning.records import Record
 from tasks import load_task
 
+pytestmark = pytest.mark.costly
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

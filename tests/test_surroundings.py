@@ -8,6 +8,8 @@ import pytest
 
 from fltuning import compat
 
+pytestmark = pytest.mark.costly
+
 FOUND = ('from fltuning import compat; K = compat.K; '
          'print(K.backend(), K.floatx(), K.epsilon(), K.image_data_format())')
 
@@ -42,14 +44,14 @@ def test_the_environment_is_left_as_it_was(root, tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-@pytest.mark.skipif(compat.TF2, reason='on tf2 bert4keras is given another Keras than what is imported')
+@pytest.mark.stack('tf1', 'on tf2 bert4keras is given another Keras than what is imported')
 def test_keras_that_was_imported_before(root, keras_home):
     (open(os.path.join(keras_home, 'keras.json'), 'w')).write('{"floatx": "float16"}')
     said, code = run('import keras; ' + FOUND, root, KERAS_HOME=keras_home)
     assert code and 'UserError: Keras was imported before, with floatx float16: expected float32' in said
 
 
-@pytest.mark.skipif(not compat.TF2, reason='there is no Keras 3 on tf1')
+@pytest.mark.stack('tf2', 'there is no Keras 3 on tf1')
 def test_keras_3_that_was_imported_before(root):
     said, code = run('import tensorflow as tf; tf.keras.layers; ' + FOUND, root, TF_USE_LEGACY_KERAS='0')
     assert code and 'UserError: Keras 3 was imported before: expected tf-keras' in said

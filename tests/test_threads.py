@@ -13,6 +13,8 @@ import train
 from afqmc import AFQMC
 from fltuning import compat
 
+pytestmark = pytest.mark.costly
+
 RECORDS = [{'sentence1': small.sentence(i, 3 + i), 'sentence2': small.sentence(i + 1, 9 - i)}
            for i in range(6)]
 
@@ -86,7 +88,7 @@ def test_a_later_run_leaves_a_model_as_it_is(tuned, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(compat.TF2, reason='on tf2 a model has no graph of its own')
+@pytest.mark.stack('tf1', 'on tf2 a model has no graph of its own')
 def test_runs_and_models_give_their_memory_back(tuned, tmp_path):
     """No graph of one is left, though TensorFlow and Keras keep tables of what is in graphs."""
     paths, delta, flags = tuned

@@ -90,6 +90,7 @@ def plain(flags, tmp_path_factory):
     return out, start(flags, out)
 
 
+@pytest.mark.costly
 def test_evaluations_change_no_number_of_the_training(often, plain):
     """After 3, 6, 9 and 12 batches and at the ends of the epochs, 7 and 14; the last state is the same."""
     (often_out, often_record), (out, record) = often, plain
@@ -180,6 +181,7 @@ class Stop(Exception):
     """Stands for whatever ends a run."""
 
 
+@pytest.mark.costly
 def test_stopped_within_an_epoch(flags, often, tmp_path, monkeypatch, capsys, clear_session):
     """After so many batches, one stop after the other: numbers, files and history are those of a run that
     was not stopped, and neither the lines nor the events have gaps or doubles."""
@@ -328,6 +330,7 @@ def test_a_warmup_longer_than_the_run(flags, tmp_path):
 # ------------------------------------------------------------------ several seeds
 
 
+@pytest.mark.costly
 def test_seeds(flags, plain, tmp_path, capsys, clear_session):
     """Each is the run that --seed makes, in a folder of its own; then mean and deviation over them."""
     found = start(flags, tmp_path, '--seeds', '3', '42')

@@ -55,6 +55,7 @@ def again(made, monkeypatch):
     return call
 
 
+@pytest.mark.costly
 def test_a_run_is_what_it_says(made, root):
     """As a user does: in processes of their own, from the record alone."""
     listed = sorted(os.listdir(str(made / 'weights')) + os.listdir(str(made / 'results')))
