@@ -328,6 +328,19 @@ def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clea
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+def test_the_last_group_makes_an_update_of_what_it_has(texts, tmp_path, no_curve, clear_session):
+    """Of 7 batches with 4 to accumulate: two updates, the second of three."""
+    start(texts, tmp_path, steps=7, grad_accum_steps=4)
+    values, _ = deltas.read_delta(str(tmp_path / 'pretrain.state'), pretraining.STATE)
+    sums = [value for name, value in values.items() if name.endswith('/gradient_sum')]
+    assert sums and not any(value.any() for value in sums)
+    first = {name: value for name, value in values.items() if name.endswith('/m')}
+    start(texts, tmp_path / 'four', steps=4, grad_accum_steps=4)
+    values, _ = deltas.read_delta(str(tmp_path / 'four' / 'pretrain.state'), pretraining.STATE)
+    assert all(value.any() for name, value in first.items() if 'embedding' not in name.lower())
+    assert any((value != values[name]).any() for name, value in first.items())
+
+
 @pytest.mark.slow
 def test_refused_and_nothing_lost(texts, tmp_path, no_curve, clear_session):
     """Each in one line; what an earlier run left stays as it is."""
