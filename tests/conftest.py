@@ -15,6 +15,7 @@ from fltuning import compat  # noqa: E402  (before bert4keras, in every test)
 import tensorflow as tf  # noqa: E402
 
 import record_hashes  # noqa: E402
+import small  # noqa: E402
 import snippets  # noqa: E402
 import tasks  # noqa: E402
 from pytorch import PyTorch  # noqa: E402
@@ -36,12 +37,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With LONG_TESTS=divided, the stacks share the slow and the costly tests: each runs on one of them."""
+    """A test of one stack is skipped on the other, for the reason that its marker gives.
+
+    With LONG_TESTS=divided, the stacks share the slow and the costly tests: each runs on one of them.
+    """
     for item in items:
         only = item.get_closest_marker('stack')
         if only and only.args[0] != compat.STACK:
             item.add_marker(pytest.mark.skip(reason=only.args[1]))
-    if os.environ.get('LONG_TESTS') == 'divided':
+    if small.DIVIDED:
         others = {item for item in items if (item.get_closest_marker('slow') or item.get_closest_marker('costly'))
                   and not item.get_closest_marker('stack')  # no other could run it
                   and zlib.crc32(item.nodeid.encode('utf-8')) % 2 == compat.TF2}

@@ -7,6 +7,7 @@ import resource
 
 from tools.random_backbone import write_random_backbone
 
+DIVIDED = os.environ.get('LONG_TESTS') == 'divided'  # each stack runs half of the long tests, see conftest.py
 CHARACTERS = ('问题一二三四五六七八九十甲乙丙丁的是不在有人这中大来上国和到说们为子你地出道也时年得就那要'
               '下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成事只作当想看文无开手'
               '用主行方又如前所本见经头面公同己老从动两长知民样现分将外但身些与高意进把法此实回理美点'

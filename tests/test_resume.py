@@ -212,7 +212,7 @@ def test_killed_many_times(flags, undisturbed, tmp_path, root, at_once):
     flags = dict(flags, epochs=60 * at_once)  # the one that is not refused has a head start
     start(flags, tmp_path / 'undisturbed')
     moments, kills, out = random.Random(at_once), 0, tmp_path / 'killed'
-    most = 8 if os.environ.get('LONG_TESTS') == 'divided' else 20
+    most = 8 if small.DIVIDED else 20
     command = [sys.executable, os.path.join(root, 'afqmc.py'), '--resume'] + small.flags(
         dict(flags, output_dir=out))
     while kills < most:

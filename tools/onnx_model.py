@@ -151,8 +151,7 @@ def check(path, written, run, names, vocab_size):
     session = onnxruntime.InferenceSession(written, providers=['CPUExecutionProvider'])
     ours, theirs = run(arrays), session.run(None, dict(zip(names, arrays)))[0]
     if not (ours < np.inf).all():  # NaN is not; there would be nothing to compare
-        raise UserError('%s: the model\'s output is not a number, with its weights or those of the backbone'
-                        % path)
+        raise UserError("%s: the model's output is not a number, with its weights or those of the backbone" % path)
     finite = np.isfinite(ours)  # a span score is -inf where no span can be
     if (finite != np.isfinite(theirs)).any():
         return float('inf')
