@@ -72,7 +72,9 @@ class FastDense(keras.layers.Dense):
         x = tf.matmul(tf.reshape(inputs, [1, -1, size]), tf.reshape(self.kernel, [1, size, self.units]))
         x = tf.reshape(x, [-1, self.units])
         if self.activation is exact_gelu and self.units >= WIDE:
-            x = add_bias_gelu(x, self.bias)
+            # As a tensor: a gradient of one's own is given the gradients of what it is called with, and outside
+            # graphs TensorFlow does not see that a variable which casts itself is among that.
+            x = add_bias_gelu(x, tf.convert_to_tensor(self.bias))
         else:
             x = self.activation(tf.nn.bias_add(x, self.bias))
         return tf.reshape(x, tf.concat([tf.shape(inputs)[:-1], [self.units]], 0))
