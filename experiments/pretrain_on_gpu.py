@@ -129,9 +129,9 @@ def define():
             x = self.norm(x, 'bert/embeddings')
             for i in range(self.layers):
                 name = 'bert/encoder/layer_%d/' % i
-                q, k, v = [self.dense(x, name + 'attention/self/' + part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                           for part in ('query', 'key', 'value')]
-                y = self.attend(q, k, v).transpose(1, 2).flatten(-2)
+                parts = [self.dense(x, name + 'attention/self/' + part) for part in ('query', 'key', 'value')]
+                y = self.attend(*[part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts])
+                y = y.transpose(1, 2).flatten(-2)
                 x = self.norm(x + self.dense(y, name + 'attention/output/dense'), name + 'attention/output')
                 y = self.dense(F.gelu(self.dense(x, name + 'intermediate/dense')), name + 'output/dense')
                 x = self.norm(x + y, name + 'output')

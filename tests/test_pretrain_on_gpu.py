@@ -1,4 +1,4 @@
-"""experiments/pretrain_on_gpu.py, here on a CPU: the model of `scripts/pretrain`, its masks, checkpoints there and back."""
+"""experiments/pretrain_on_gpu.py, here on a CPU: its model, its masks, and checkpoints there and back."""
 import os
 import re
 
