@@ -17,11 +17,14 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
+import zipfile
 
 import numpy as np
 
 CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1  # as in tools/pretraining_data.py
+ABOUT = 'vocab', 'config', 'kind'  # beside the weights
 DISTANCE = 64  # past which NEZHA's relative positions are the same
 
 
@@ -47,6 +50,23 @@ def parse_flags(argv=None):
     return parser.parse_args(argv)
 
 
+def refuse(message):
+    print('pretrain_on_gpu: %s' % message, file=sys.stderr)
+    sys.exit(2)
+
+
+def read(path, *names):
+    """{name: array} of a .npz that must have these."""
+    try:
+        arrays = dict(np.load(path))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        refuse('%s: expected a .npz: %s' % (path, getattr(error, 'strerror', None) or error))
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        refuse('%s: has no %s' % (path, ', '.join(missing)))
+    return arrays
+
+
 def unpack(settings):
     from fltuning import checkpoints
     paths = checkpoints.find_files(settings.backbone)
@@ -63,12 +83,12 @@ def unpack(settings):
 def pack(settings):
     from fltuning import checkpoints
     from fltuning.files import make_folder, write_text
-    arrays = np.load(settings.weights)
+    arrays = read(settings.weights, *ABOUT)
     make_folder(settings.folder)
     write_text(os.path.join(settings.folder, 'vocab.txt'), str(arrays['vocab']))
     write_text(os.path.join(settings.folder, 'bert_config.json'), str(arrays['config']))
     checkpoints.write_checkpoint(os.path.join(settings.folder, 'bert_model.ckpt'),
-                                 {name: arrays[name] for name in arrays.files if '/' in name})
+                                 {name: value for name, value in arrays.items() if '/' in name})
 
 
 def sinusoids(positions, size):
@@ -183,30 +203,29 @@ def define():
     return Model, Batches
 
 
-def read_corpus(path):
-    """(ids, begins, held-out ids, tokens)"""
-    arrays = np.load(path)
-    return arrays['ids'], arrays['begins'], arrays['held_ids'], str(arrays['tokens']).split('\n')
-
-
 def train(settings):
-    import torch
-    from torch.nn import functional as F
+    try:
+        import torch
+        from torch.nn import functional as F
+    except ImportError:
+        refuse('train: PyTorch is not installed')
     Model, Batches = define()
     torch.manual_seed(settings.seed)
     torch.set_float32_matmul_precision('high')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    arrays = dict(np.load(settings.weights))
-    kept = {name: arrays.pop(name) for name in ('vocab', 'config', 'kind')}
+    arrays = read(settings.weights, *ABOUT)
+    kept = {name: arrays.pop(name) for name in ABOUT}
     arrays = {name: value for name, value in arrays.items() if '/pooler/' not in name and 'seq_rel' not in name}
-    ids, begins, held_out, vocab = read_corpus(settings.corpus)
-    assert vocab == str(kept['vocab']).split('\n')[:len(vocab)], 'the corpus is of another vocabulary'
+    corpus = read(settings.corpus, 'ids', 'begins', 'held_ids', 'tokens')
+    ids, held_out, vocab = corpus['ids'], corpus['held_ids'], str(corpus['tokens']).split('\n')
+    if vocab != str(kept['vocab']).split('\n')[:len(vocab)]:
+        refuse('%s: made with another vocabulary than that of %s' % (settings.corpus, settings.weights))
     model = Model(str(kept['kind']), json.loads(str(kept['config'])), arrays).to(device)
     matrices = [value for name, value in model.named_parameters() if value.ndim > 1]
     rest = [value for name, value in model.named_parameters() if value.ndim < 2]
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': 0.01}, {'params': rest, 'weight_decay': 0.0}],
                                   lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=device == 'cuda')
-    text = Batches(ids, begins, vocab, settings.seed, device)
+    text = Batches(ids, corpus['begins'], vocab, settings.seed, device)
 
     def loss_of(masked, places, labels):
         with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
@@ -258,7 +277,8 @@ def train(settings):
         if time.time() - noted > 20 or progress >= 1:
             noted = time.time()
             mean = torch.stack(losses).mean().item()
-            assert math.isfinite(mean), 'the loss is %s' % mean
+            if not math.isfinite(mean):
+                refuse('step %d: the loss is %s; %s has the weights of an earlier step' % (done, mean, settings.output))
             print('step %d: %.0f million tokens, %.0f seconds, loss %.4f, held-out accuracy %.4f'
                   % (done, tokens / 1e6, time.time() - began, mean, measure()), flush=True)
             losses = []

@@ -114,6 +114,18 @@ def test_masks(tmp_path, pytorch):
     assert abs(true.mean() - (0.1 + 0.1 / 40)) < 0.02
 
 
+def test_files_that_are_none_are_refused(tmp_path, capsys):
+    small.write_text(tmp_path / 'weights.npz', 'no weights')
+    np.savez(str(tmp_path / 'other.npz'), vocab='')
+    for name, message in [('weights.npz', 'expected a .npz'), ('nosuch.npz', 'No such file'),
+                          ('other.npz', 'has no config, kind')]:
+        with pytest.raises(SystemExit) as ended:
+            command('pack', tmp_path / name, tmp_path / 'out')
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and name in error and message in error and error.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.costly
 def test_it_trains_and_comes_back_as_a_backbone(make, tmp_path, pytorch, clear_session):
     paths = make('roberta')
