@@ -114,6 +114,18 @@ def test_masks(tmp_path, pytorch):
     assert abs(true.mean() - (0.1 + 0.1 / 40)) < 0.02
 
 
+def test_a_backbone_without_an_mlm_head_is_refused(tmp_path, capsys):
+    folder = tmp_path / 'backbone'
+    folder.mkdir()
+    backbones.write_backbone(folder, 'roberta', tokens=TOKENS, change=lambda variables: [
+        variables.pop(name) for name in list(variables) if name.startswith('cls/')])
+    with pytest.raises(SystemExit) as ended:
+        command('unpack', folder, tmp_path / 'weights.npz')
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and 'has no cls/predictions/' in error and error.count('\n') == 1
+    assert not (tmp_path / 'weights.npz').exists()
+
+
 def test_files_that_are_none_are_refused(tmp_path, capsys):
     small.write_text(tmp_path / 'weights.npz', 'no weights')
     np.savez(str(tmp_path / 'other.npz'), vocab='')

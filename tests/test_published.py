@@ -31,7 +31,7 @@ def test_the_documentation_has_every_table_and_sentence(folder):
 
 
 def figures_of(folder, backbone):
-    """[its cells but the method's name and the mean over tasks] for each method of a backbone."""
+    """For each row of a backbone's scores the cells of its tasks."""
     found = results.load(os.path.join(ROOT, 'results_published', folder))
     return [[cell.strip() for cell in row.strip('|').split('|')[1:-1]]
             for row in rows(tables.score_table(found, backbone))[2:]]
