@@ -445,6 +445,33 @@ def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(UserError) as refused:
         results.load(str(tmp_path))
     assert 'grid.json: not written by scripts/reproduce' in str(refused.value)
+
+
+@pytest.mark.parametrize('field, value', [
+    ('cells', 3), ('cells', {'x': 1}), ('cells', {'x': {'task': 'tnews'}}), ('name', None), ('select', 'first'),
+    ('count', '48'), ('search', 'true'), ('titles', ['FL']), ('titles', {'fl': 1}), ('rates', ['0.1']),
+    ('tasks', 'tnews'), ('backbones', [1]), ('without_rate', [{'task': 'tnews'}])])
+def test_a_field_of_grid_json_that_is_wrong_is_named(tmp_path, field, value):
+    write_results(tmp_path)
+    small.write_json(tmp_path / 'grid.json', dict({'cells': []}, **{field: value}))
+    with pytest.raises(UserError) as refused:
+        results.load(str(tmp_path))
+    assert 'grid.json: %s: not written by scripts/reproduce: ' % field in str(refused.value)
+
+
+@pytest.mark.parametrize('labels', [{'stage': None}, {'method': None}, {'metric': 3}])
+def test_a_result_that_was_broken_by_hand_is_named(tmp_path, labels):
+    write_results(tmp_path)
+    path = sorted((tmp_path / 'cells').iterdir())[0]
+    result = json.loads(path.read_text(encoding='utf-8'))
+    for name, value in labels.items():
+        result['labels'].pop(name)
+        if value is not None:
+            result['labels'][name] = value
+    small.write_json(path, result)
+    with pytest.raises(UserError) as refused:
+        results.load(str(tmp_path))
+    assert '%s: not a result of a cell of this version' % path in str(refused.value)
     with pytest.raises(UserError) as refused:
         report.run([])
     assert 'expected a folder' in str(refused.value)

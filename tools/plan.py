@@ -15,7 +15,6 @@ from tools.cells import Cell
 from tools.grids import Grid
 
 
-
 class Group(NamedTuple):
     """What a rate is chosen for."""
     task: str

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from fltuning.errors import UserError
-from fltuning.files import read_json
+from fltuning.files import read_json, to_json
 from tools import cells, statistics
 from tools.methods import METHODS
 from tools.statistics import Interval
@@ -262,17 +262,20 @@ def load(folder: str) -> Results:
         raise UserError('%s: no cells/*.json in it: expected a folder that scripts/reproduce wrote' % folder)
     path, grid = os.path.join(folder, 'grid.json'), {}
     if os.path.exists(path):
-        grid = read_json(path)
-        if not isinstance(grid, dict) or not isinstance(grid.get('cells'), (dict, list)):
-            raise UserError('%s: not written by scripts/reproduce' % path)
+        grid = read_plan(path)
         paths = [path for path in paths if cell_name(path) in grid['cells']]
     results = [cells.read_result(path) for path in paths]
     if isinstance(grid.get('cells'), dict):  # how the grid calls them now, which those files may not
         results = [dict(result, labels=dict(result['labels'], **grid['cells'][cell_name(path)]))
                    for path, result in zip(paths, results)]
-    whole = [result for result in results if result['labels']['stage'] == 'whole']
-    select = grid.get('select', 'last')
-    rows = [read_row(result, select, several_rates=grid.get('search') is None) for result in whole]
+    select, rows, whole = grid.get('select', 'last'), [], []
+    for path, result in zip(paths, results):
+        try:
+            if result['labels']['stage'] == 'whole':
+                rows.append(read_row(result, select, several_rates=grid.get('search') is None))
+                whole.append(result)
+        except (AttributeError, KeyError, TypeError):
+            raise UserError('%s: not a result of a cell of this version' % path)
     choices = {(row.task, row.backbone, row.variant): result['labels']['rate']
                for row, result in zip(rows, whole)} if grid.get('search') is not None else {}
     without_rate = {(lost['task'], lost['backbone'], Variant(lost['method'], lost['size'], lost['layers'], None)):
@@ -281,6 +284,33 @@ def load(folder: str) -> Results:
     return Results(rows, grid.get('name', os.path.basename(os.path.abspath(folder))), grid.get('count'), len(results),
                    grid.get('titles'), choices, select, grid.get('rates') or (), without_rate,
                    grid.get('tasks', []) + grid.get('backbones', []))
+
+
+def read_plan(path: str) -> Dict[str, Any]:
+    """grid.json: the cells of the grid and how it calls them. Raises UserError with the field that is wrong."""
+    grid = read_json(path)
+    if not isinstance(grid, dict) or 'cells' not in grid:
+        raise UserError('%s: not written by scripts/reproduce' % path)
+
+    def texts(values):
+        return all(isinstance(value, str) for value in values)
+
+    def dicts_of(values, fields):
+        return all(isinstance(value, dict) and fields <= set(value) for value in values)
+
+    group = {'task', 'backbone', 'method', 'size', 'layers'}
+    fields = [
+        ('cells', (dict, list), lambda found: isinstance(found, list) or dicts_of(
+            found.values(), group | {'stage', 'rate', 'seed', 'draw', 'metric', 'records', 'commonest'})),
+        ('name', str, bool), ('select', str, ('last', 'best').__contains__), ('count', int, None),
+        ('search', (int, type(None)), None), ('titles', dict, lambda found: texts(found.values())),
+        ('rates', list, lambda found: all(isinstance(rate, (int, float, type(None))) for rate in found)),
+        ('tasks', list, texts), ('backbones', list, texts),
+        ('without_rate', list, lambda found: dicts_of(found, group | {'why'}))]
+    for name, kind, check in fields:
+        if name in grid and not (isinstance(grid[name], kind) and (check is None or check(grid[name]))):
+            raise UserError('%s: %s: not written by scripts/reproduce: %s' % (path, name, to_json(grid[name])[:60]))
+    return grid
 
 
 def cell_name(path: str) -> str:
