@@ -15,6 +15,8 @@ from fltuning.tokenizer import FastTokenizer, load_tokens
 from tasks import load_task
 from tools import export
 
+pytestmark = pytest.mark.costly
+
 FORMATS = ['checkpoint', 'transformers', 'peft', 'onnx']
 
 

@@ -13,6 +13,7 @@ from bert4keras.snippets import truncate_sequences
 from scipy.special import erf
 
 from fltuning import attention, packing, steps
+import small
 import snippets
 from afqmc import AFQMC
 from cluener import CLUENER
@@ -244,7 +245,7 @@ def data_texts(root):
     return sorted(texts)
 
 
-@pytest.mark.parametrize('every', [50, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('every', [50, pytest.param(10 if small.DIVIDED else 1, marks=pytest.mark.slow)])
 def test_token_ids_are_the_references(every, any_data, any_vocab):
     """Of CLUE's texts where they are, else of the sample's."""
     tokenizer = snippets.load_tokenizer(any_vocab)[0]

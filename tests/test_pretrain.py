@@ -205,6 +205,7 @@ def test_baselines(tokenizer):
 # ------------------------------------------------------------------ the model
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize('kind', KINDS)
 def test_logits_are_those_of_plain_bert4keras(kind, texts, tmp_path, no_curve, clear_session):
     """What it writes, loaded by bert4keras with its MLM head at all positions."""
@@ -252,6 +253,7 @@ def test_what_has_no_mlm_head_cannot_be_measured(texts, tmp_path, clear_session)
     assert 'no MLM head' in str(refused.value)
 
 
+@pytest.mark.costly
 def test_its_backbone_can_be_tuned_and_pretrained_further(texts, tmp_path, no_curve, clear_session):
     start(texts, tmp_path / 'first')
     small.write_task(tmp_path, 'afqmc')
@@ -328,6 +330,7 @@ def test_stopped_and_resumed(stops, texts, tmp_path, monkeypatch, no_curve, clea
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+@pytest.mark.costly
 def test_the_last_group_makes_an_update_of_what_it_has(texts, tmp_path, no_curve, clear_session):
     """Of 7 batches with 4 to accumulate: two updates, the second of three."""
     start(texts, tmp_path, steps=7, grad_accum_steps=4)
