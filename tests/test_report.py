@@ -525,8 +525,8 @@ def test_a_report_is_one_page_that_needs_no_network(tmp_path):
     assert 'script' not in page.tags and any(NASTY in text for text in page.shown)
     names = sorted(os.listdir(str(earlier)))
     names.remove('mine.png')  # what is no picture of an earlier report stays
-    assert names == sorted('%s_roberta.%s' % (name, ending) for ending in ('png', 'pdf') for name in (
-        'convergence', 'curves', 'layers', 'parameters', 'sizes', 'spread'))
+    assert names == sorted('%s.%s' % (name, ending) for ending in ('png', 'pdf') for name in ['differences'] + [
+        kind + '_roberta' for kind in ('convergence', 'curves', 'layers', 'parameters', 'sizes', 'spread')])
     for name in names:
         with open(str(tmp_path / 'report' / 'pictures' / name), 'rb') as reader:
             assert reader.read(8).startswith(b'%PDF-' if name.endswith('pdf') else b'\x89PNG\r\n\x1a\n')

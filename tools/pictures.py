@@ -9,7 +9,7 @@ from fltuning.extras import import_extra
 from fltuning.files import replacing
 from tools import statistics
 from tools.results import Results, Variant, has_learnt
-from tools.tables import counted, rivals
+from tools.tables import counted, rivals, with_ours
 
 COLORS = ['#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#8c564b', '#17becf', '#e377c2', '#7f7f7f', '#bcbd22']
 MARKERS = 'osD^vPX<>'  # one fewer than colours, so that 90 go by before both come again
@@ -29,32 +29,33 @@ def draw_all(results: Results, folder: str) -> List[Picture]:
     plt = import_extra('matplotlib.pyplot', 'lab')
     use_fonts(results)
     os.makedirs(folder, exist_ok=True)
-    drawn, kinds = [], (curves, spread, parameters, sizes, layers, convergence)
-    for draw in kinds:
-        for backbone in results.backbones:
-            with plt.rc_context({'font.size': 9, 'axes.grid': True, 'grid.alpha': 0.3, 'axes.axisbelow': True}):
-                picture = draw(plt, results, backbone)
-                if picture is None:
-                    continue
-                figure, title = picture
-                name = '%s_%s' % (draw.__name__, backbone)
-                for ending in ('png', 'pdf'):
-                    with replacing(os.path.join(folder, '%s.%s' % (name, ending))) as temporary:
-                        # The same results give the same file.
-                        figure.savefig(temporary, format=ending, dpi=130, metadata={
-                            'CreationDate': None} if ending == 'pdf' else {'Software': None})
-                plt.close(figure)
-                drawn.append(Picture(name, title))
-    remove_others(folder, [draw.__name__ for draw in kinds], drawn)
+    kinds, drawn = (curves, spread, parameters, sizes, layers, convergence), []
+    places = [(differences, differences.__name__, ())]
+    places += [(draw, '%s_%s' % (draw.__name__, backbone), (backbone,))
+               for draw in kinds for backbone in results.backbones]
+    for draw, name, which in places:
+        with plt.rc_context({'font.size': 9, 'axes.grid': True, 'grid.alpha': 0.3, 'axes.axisbelow': True}):
+            picture = draw(plt, results, *which)
+            if picture is None:
+                continue
+            figure, title = picture
+            for ending in ('png', 'pdf'):
+                with replacing(os.path.join(folder, '%s.%s' % (name, ending))) as temporary:
+                    # The same results give the same file.
+                    figure.savefig(temporary, format=ending, dpi=130, metadata={
+                        'CreationDate': None} if ending == 'pdf' else {'Software': None})
+            plt.close(figure)
+            drawn.append(Picture(name, title))
+    remove_others(folder, [differences.__name__] + [draw.__name__ + '_*' for draw in kinds], drawn)
     return drawn
 
 
 def remove_others(folder: str, kinds: List[str], drawn: List[Picture]) -> None:
-    """Pictures of these kinds that are none of those drawn."""
+    """Pictures of these kinds, as patterns of names, that are none of those drawn."""
     names = {picture.name for picture in drawn}
     for kind in kinds:
         for ending in ('.png', '.pdf'):
-            for path in glob.glob(os.path.join(glob.escape(folder), kind + '_*' + ending)):
+            for path in glob.glob(os.path.join(glob.escape(folder), kind + ending)):
                 if os.path.basename(path)[:-len(ending)] not in names:
                     os.remove(path)
 
@@ -106,6 +107,44 @@ def legend(figure: Any, axes: List[Any]) -> None:
         figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
         figure.legend(found.values(), found.keys(), loc='outside lower center', fontsize=8,
                       ncols=columns)
+
+
+def differences(plt: Any, results: Results) -> Optional[tuple]:
+    """A panel a backbone, a line for each other method on each task, and over tasks where there are several."""
+    found, several = {}, len(results.tasks) > 1
+    for backbone in results.backbones:
+        for ours, other in with_ours(results, backbone):
+            for task in results.tasks:
+                found[backbone, other, task] = results.difference(task, backbone, ours, other)
+            overall = results.overall(backbone, ours, other) if several else None
+            found[backbone, other, None] = overall and overall[0]
+    found = {place: interval for place, interval in found.items() if interval is not None}
+    if not found:
+        return None
+    backbones = [name for name in results.backbones if name in {place[0] for place in found}]
+    lines = [(other, task) for other in results.variants for task in results.tasks + [None]
+             if any((backbone, other, task) in found for backbone in backbones)]
+    figure, axes = panels(plt, len(backbones), 3.9, 0.8 + 0.22 * len(lines))
+    for number, (axis, backbone) in enumerate(zip(axes, backbones)):
+        axis.set_title(results.title(backbone))
+        for place, (other, task) in enumerate(lines):
+            interval = found.get((backbone, other, task))
+            if interval is not None:
+                low, high = [interval.value if edge is None else edge for edge in (interval.low, interval.high)]
+                axis.errorbar([100 * interval.value], [place], xerr=[[100 * (interval.value - low)], [
+                    100 * (high - interval.value)]], markersize=4 if task else 6, capsize=2, linestyle='',
+                    label=results.variant_title(other), **style(results, other))
+        axis.axvline(0, color='grey', linewidth=1)
+        axis.set_yticks(range(len(lines)), [results.title(task) if task else 'over tasks' for _, task in lines]
+                        if number % 3 == 0 else [''] * len(lines))
+        axis.set_ylim(len(lines) - 0.5, -0.5)
+        axis.set_xlabel('points by which FL-Tuning is ahead')
+    edges = [edge for axis in axes for edge in axis.get_xlim()]
+    for axis in axes:
+        axis.set_xlim(min(edges), max(edges))
+    legend(figure, axes)
+    return figure, ('FL-Tuning’s score less that of each other method, runs of the same seed and draw in pairs, with '
+                    '95 % intervals: right of 0 FL-Tuning is ahead.')
 
 
 def per_task(draw: Callable) -> Callable:

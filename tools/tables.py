@@ -106,10 +106,7 @@ def score_table(results: Results, backbone: str) -> Table:
 def difference_table(results: Results, backbone: str) -> Optional[Table]:
     """FL-Tuning less each other, task by task and over tasks."""
     rows, several = [], len([variant for variant in results.variants if variant.method == OURS]) > 1
-    for variant in results.shown(backbone):
-        ours = results.ours(variant)
-        if ours is None or variant.method == OURS:
-            continue
+    for ours, variant in with_ours(results, backbone):
         title = results.variant_title(variant)
         items = [Item('%s less %s' % (results.variant_title(ours), title) if several else title)]
         for task in results.tasks:
@@ -125,6 +122,12 @@ def difference_table(results: Results, backbone: str) -> Optional[Table]:
         'Welch’s. Above 0 FL-Tuning is ahead; bold where 0 is outside. The intervals are over seeds and draws, '
         'not over other dev records, and each is for itself: of twenty true ties one is expected in bold. '
         'Over tasks: over those with two pairs or more.')
+
+
+def with_ours(results: Results, backbone: str) -> List[tuple]:
+    """(FL-Tuning, another method) of the same size and layers where there is such a one."""
+    return [(results.ours(variant), variant) for variant in results.shown(backbone)
+            if variant.method != OURS and results.ours(variant)]
 
 
 def is_decided(interval: Optional[Interval], neutral: float = 0.0) -> bool:
