@@ -426,6 +426,28 @@ def test_curves_say_when_they_are_cut():
         assert list(axis.plot.call_args[0][0]) == [10, 20]
 
 
+def test_the_picture_of_differences_has_their_intervals():
+    """A panel a backbone; those of Student's t, in percent."""
+    ours, theirs = [0.61, 0.66, 0.70], [0.60, 0.61, 0.63]
+    runs = rows_of('fl', ours) + rows_of('ptuning_v2', theirs) + [
+        found._replace(backbone='nezha') for found in rows_of('fl', [0.6]) + rows_of('ptuning_v2', [0.5])]
+    plt, axes = mock.Mock(), [mock.Mock(), mock.Mock()]
+    for axis in axes:
+        axis.get_legend_handles_labels.return_value = [], []
+        axis.get_xlim.return_value = -1, 1
+    plt.subplots.return_value = mock.Mock(), np.array([axes])
+    pictures.differences(plt, results.Results(runs, order=['nezha', 'roberta']))
+    points = 100 * (np.array(ours) - theirs)
+    reach = stats.t.ppf(0.975, 2) * points.std(ddof=1) / math.sqrt(3)
+    for axis, value, error in zip(axes, (10, points.mean()), (0, reach)):
+        (found, place), more = axis.errorbar.call_args
+        assert place == [0] and axis.errorbar.call_count == 1  # one task: none over tasks
+        np.testing.assert_allclose(found, [value])
+        np.testing.assert_allclose(more['xerr'], [[error], [error]], atol=1e-9)
+        axis.set_xlim.assert_called_once_with(-1, 1)
+    assert axes[0].set_title.call_args[0] == ('nezha',)
+
+
 def test_sizes_and_layers_have_rows_and_partners(tmp_path):
     write_results(tmp_path, methods=['fl', 'ptuning_v2'], sizes=(16, 80), layers=('', '0-1'))
     loaded = results.load(str(tmp_path))
