@@ -561,8 +561,11 @@ def test_interquartile_means_are_rliables(tmp_path):
     """The table's figures against SciPy's trimmed mean, and a count of pairs."""
     python = lab.lab_python()
     found = write_results(tmp_path)
-    code, output = lab.run('report', [tmp_path], tmp_path / 'log', python=python, stand_in=False)
-    assert code == 0, output
+    for folder in ('report', 'again'):
+        code, output = lab.run('report', [tmp_path, '--output_dir', tmp_path / folder], tmp_path / 'log', python=python,
+                               stand_in=False)
+        assert code == 0, output
+    assert small.read_text(tmp_path / 'report' / 'tables.md') == small.read_text(tmp_path / 'again' / 'tables.md')
     rows = [line.split(' | ') for line in small.read_text(tmp_path / 'report' / 'tables.md').splitlines()
             if line.startswith('| ')]
     start = next(number for number, row in enumerate(rows) if 'interquartile mean, percent' in row[1])

@@ -1,5 +1,4 @@
 """Interquartile mean and probability of improvement over tasks, with rliable's stratified bootstrap."""
-import warnings
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -33,11 +32,13 @@ def robust_scores(results: Results, found: Dict[Variant, np.ndarray]) -> List[tu
     library, metrics = import_extra('rliable.library', 'lab'), import_extra('rliable.metrics', 'lab')
 
     def estimate(scores: Dict[str, Any], aggregate: Any) -> tuple:
-        with warnings.catch_warnings():  # that arch will take another kind of generator
-            warnings.simplefilter('ignore', FutureWarning)
+        before = np.random.get_state()
+        np.random.seed(0)  # rliable draws from NumPy's own generator, whatever random_state it is given
+        try:
             value, interval = library.get_interval_estimates(
-                scores, lambda *parts: np.array([aggregate(*parts)]), reps=DRAWS,
-                random_state=np.random.RandomState(0))
+                scores, lambda *parts: np.array([aggregate(*parts)]), reps=DRAWS)
+        finally:
+            np.random.set_state(before)
         return float(value['x'][0]), float(interval['x'][0][0]), float(interval['x'][1][0])
 
     rows = []
