@@ -109,6 +109,11 @@ def legend(figure: Any, axes: List[Any]) -> None:
                       ncols=columns)
 
 
+def arms(interval: statistics.Interval, scale: float = 1) -> List[List[float]]:
+    """How far an interval's ends are from its value, as errorbar has them; 0 where it has none."""
+    return [[0 if edge is None else scale * abs(edge - interval.value)] for edge in (interval.low, interval.high)]
+
+
 def differences(plt: Any, results: Results) -> Optional[tuple]:
     """A panel a backbone, a line for each other method on each task, and over tasks where there are several."""
     found, several = {}, len(results.tasks) > 1
@@ -130,10 +135,8 @@ def differences(plt: Any, results: Results) -> Optional[tuple]:
         for place, (other, task) in enumerate(lines):
             interval = found.get((backbone, other, task))
             if interval is not None:
-                low, high = [interval.value if edge is None else edge for edge in (interval.low, interval.high)]
-                axis.errorbar([100 * interval.value], [place], xerr=[[100 * (interval.value - low)], [
-                    100 * (high - interval.value)]], markersize=4 if task else 6, capsize=2, linestyle='',
-                    label=results.variant_title(other), **style(results, other))
+                axis.errorbar([100 * interval.value], [place], xerr=arms(interval, 100), markersize=4 if task else 6,
+                              capsize=2, linestyle='', label=results.variant_title(other), **style(results, other))
         axis.axvline(0, color='grey', linewidth=1)
         axis.set_yticks(range(len(lines)), [results.title(task) if task else 'over tasks' for _, task in lines]
                         if number % 3 == 0 else [''] * len(lines))
@@ -302,9 +305,7 @@ def convergence(plt: Any, results: Results, backbone: str) -> Optional[tuple]:
                               + (', %s' % results.variant_title(theirs) if len(pairs) > 1 else ''))
                 shown.append(found[0])
     for place, interval in enumerate(shown):
-        low, high = (interval.low or interval.value, interval.high or interval.value)
-        axes[0].errorbar([interval.value], [place], xerr=[[interval.value - low], [high - interval.value]],
-                         color='black', marker='o', capsize=3)
+        axes[0].errorbar([interval.value], [place], xerr=arms(interval), color='black', marker='o', capsize=3)
     axes[0].axvline(1, color='grey', linewidth=1)
     axes[0].set_xscale('log')
     edges = [value for interval in shown for value in interval if value is not None] + [0.9, 1.2]

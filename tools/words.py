@@ -2,8 +2,8 @@
 from typing import Dict, List
 
 from tools import cells
-from tools.results import OURS, RIVAL, Results, Variant
-from tools.tables import counted, points, times
+from tools.results import RIVAL, Results, Variant
+from tools.tables import counted, points, times, with_ours
 
 
 def sentences(results: Results) -> List[str]:
@@ -13,10 +13,8 @@ def sentences(results: Results) -> List[str]:
                      % (results.there, results.expected))
     for backbone in results.backbones:
         about = 'With the backbone %s: ' % results.title(backbone)
-        for variant in results.variants:
-            ours = results.ours(variant)
-            if ours is not None and variant.method != OURS:
-                found += [about + text for text in compared(results, backbone, ours, variant)]
+        for pair in with_ours(results, backbone):
+            found += [about + text for text in compared(results, backbone, *pair)]
         found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
         for task in results.unlearnt(backbone):
             found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
