@@ -9,7 +9,7 @@ from typing import Any, Callable
 from fltuning import compat
 import tensorflow as tf
 
-SIZE = 2**17  # values of a block
+SIZES = [2**19, 2**16]  # values of a block: large ones as long as they are full, then small ones
 
 
 def use_blocks(dtype: Any) -> bool:
@@ -29,28 +29,40 @@ class Blockwise:
     def __init__(self, kernel: Callable):
         self.kernel = kernel
         self.compiled = None  # one for all graphs: what XLA has made of it is found by its name
+        self.shared = None
 
     def __call__(self, *xs, constants=()):
         if self.compiled is None:
             self.compiled = tf.function(self.kernel, jit_compile=True)
+            # One for all layers, which call it: a copy in each takes seconds and memory to trace and to compile.
+            self.shared = tf.function(self.compute, experimental_attributes={'_noinline': True})
+        # As tensors: which variable they are of is no matter of what is shared.
+        return self.shared(xs, tuple(map(tf.convert_to_tensor, constants)), tuple(SIZES))
+
+    def compute(self, xs, constants, sizes):
         dtype, shape, known = xs[0].dtype, tf.shape(xs[0]), xs[0].shape
         size = int(known[-1])
-        block = [max(SIZE // size, 1), size]
         xs = [tf.reshape(x, [-1, size]) for x in xs]
         rows = tf.shape(xs[0])[0]
-        whole = rows // block[0]  # blocks of rows; one more has what is left, filled up
-        left = rows - whole * block[0]
+        large, small = [max(count // size, 1) for count in sizes]  # rows of a block
+        many = rows // large
+        some = (rows - many * large) // small
+        begin_of_last = many * large + some * small  # which is filled up
 
-        def compute(parts):
-            return self.compiled(*[tf.ensure_shape(part, block) for part in parts], *constants)
+        def compute(parts, length):
+            return self.compiled(*[tf.ensure_shape(part, [length, size]) for part in parts], *constants)
 
-        def body(i, done):
-            return i + 1, done.write(i, compute([x[i * block[0]:(i + 1) * block[0]] for x in xs]))
+        def loop(done, begin, count, length, place):
+            def body(i, done):
+                row = begin + i * length
+                return i + 1, done.write(place + i, compute([x[row:row + length] for x in xs], length))
+            return tf.while_loop(lambda i, _: i < count, body, (0, done))[1]
 
-        done = tf.TensorArray(dtype, whole + 1, element_shape=block)
-        _, done = tf.while_loop(lambda i, _: i < whole, body, (0, done))
-        done = done.write(whole, compute([
-            tf.pad(x[whole * block[0]:], [[0, block[0] - left], [0, 0]]) for x in xs]))
+        done = tf.TensorArray(dtype, many + some + 1, infer_shape=False, element_shape=[None, size])
+        done = loop(done, 0, many, large, 0)
+        done = loop(done, many * large, some, small, many)
+        done = done.write(many + some, compute([
+            tf.pad(x[begin_of_last:], [[0, begin_of_last + small - rows], [0, 0]]) for x in xs], small))
         y = tf.reshape(done.concat()[:rows], shape)
         y.set_shape(known)
         return y

@@ -94,12 +94,12 @@ def test_gelu():
     np.testing.assert_allclose(gradient, weights * slope, atol=8 * ROUNDING, rtol=2 * ROUNDING)
 
 
-@pytest.mark.parametrize('rows', [1, 7, 8, 9, 30])
+@pytest.mark.parametrize('rows', [1, 7, 8, 9, 24, 31, 72, 75])
 def test_passes_in_blocks(rows, monkeypatch):
-    """Of 8 rows; what fills the last one up matters nowhere. Values are those of float64, rounded once."""
+    """Of 24 rows and then of 8; what fills the last one up matters nowhere. Values: float64, rounded once."""
     assert blocks.use_blocks('bfloat16') or tf.config.list_physical_devices('GPU')
     assert not blocks.use_blocks('float32')
-    monkeypatch.setattr(blocks, 'SIZE', 8 * 20)
+    monkeypatch.setattr(blocks, 'SIZES', [24 * 20, 8 * 20])
     bias = tf.cast(np.random.RandomState(2).normal(size=20), 'bfloat16')
     numbers = np.random.RandomState(3).normal(0, 2, (rows, 20))
     y, gradient, x, weights = value_and_gradient(tf.function(lambda x: add_bias_gelu(x, bias)), numbers, 'bfloat16')
@@ -115,9 +115,21 @@ def test_passes_in_blocks(rows, monkeypatch):
                                rtol=2 * ROUNDING, atol=rows * 8 * ROUNDING)
 
 
+def test_layers_share_what_goes_through_blocks():
+    """A graph has one copy of it, however many layers there are."""
+    def functions(layers):
+        def stack(x):
+            for _ in range(layers):
+                x = add_bias_gelu(x, tf.ones([2048], 'bfloat16'))
+            return x
+        graph = tf.function(stack).get_concrete_function(tf.TensorSpec([None, 2048], 'bfloat16')).graph
+        return len(graph.as_graph_def().library.function)
+    assert 0 < functions(1) == functions(3)
+
+
 def test_trained_norms_in_blocks(monkeypatch):
     """Gradients of gamma and beta, which fine-tuning trains."""
-    monkeypatch.setattr(blocks, 'SIZE', 8 * 20)
+    monkeypatch.setattr(blocks, 'SIZES', [24 * 20, 8 * 20])
     layer, random_state = FastLayerNormalization(epsilon=1e-12), np.random.RandomState(0)
     x, weights = [tf.cast(random_state.normal(1, 2, (3, 7, 20)), 'bfloat16') for _ in range(2)]
     with tf.GradientTape() as tape:
