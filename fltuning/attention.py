@@ -4,7 +4,7 @@ import tensorflow as tf
 from bert4keras.backend import K, align, attention_normalize, keras
 from bert4keras.layers import Layer, MultiHeadAttention
 
-from fltuning.dropout import dropout, track_key
+from fltuning.dropout import draw, dropout, recomputed, track_key
 from fltuning.kernels import make_dense_fast, softmax
 from fltuning.packing import (
     count_parts, default_groups, first_rows, merge_heads, name_parts, split_heads, split_samples)
@@ -267,14 +267,27 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if prompts:
             masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
         weights = normalize_scores(masked, self.normalization)
-        weights, factor = dropout(weights, self.attention_dropout, '%s-%s' % (
-            self.name, group) if self.keyed_dropout else None)
-        own = weights[..., prompt_size:] if prompts else weights
-        output = product(own, v, pieces)
-        if prompts:
-            output = output + tf.matmul(weights[..., :prompt_size], prompts[1])
-        if p_bias == 'typical_relative':
-            output = output + tf.einsum('bhjk,jkd->bhjd', own, positions)
+        name = '%s-%s' % (self.name, group) if self.keyed_dropout else None
+
+        def mix(weights, v, *others):
+            own = weights[..., prompt_size:] if prompts else weights
+            output = product(own, v, pieces)
+            if prompts:
+                output = output + tf.matmul(weights[..., :prompt_size], others[0])
+            if p_bias == 'typical_relative':
+                output = output + tf.einsum('bhjk,jkd->bhjd', own, others[-1])
+            return output
+
+        others = [v] + (prompts[1:] if prompts else []) + [positions] * (p_bias == 'typical_relative')
+        if weights.dtype.size < 4 and name and self.attention_dropout:
+            # Scores are the most that a step keeps of long texts: those that were dropped are made again.
+            keep, factor = draw(weights, self.attention_dropout, name)
+            dropped = recomputed(lambda weights, keep, *others: mix(weights * tf.cast(keep, weights.dtype), *others))
+            # Chosen here: in the backward pass Keras no longer knows whether this is training.
+            output = K.in_train_phase(lambda: dropped(weights, keep, *others), lambda: mix(weights, *others))
+        else:
+            weights, factor = dropout(weights, self.attention_dropout, name)
+            output = mix(weights, *others)
         return (output if pieces is None else output[:, :, :length]) * factor, scores
 
     def get_config(self):

@@ -52,23 +52,61 @@ def dropout(x, rate, name=None, training=None):
     """
     if not rate:
         return x, 1.0
-    if x.dtype.size < 4:  # a rate whose factor this dtype can say: what is expected stays the same
-        rate = 1 - 1 / float(np.asarray(1 / (1 - rate), x.dtype.as_numpy_dtype))
     if name is None:
-        return K.in_train_phase(lambda: K.dropout(x, rate), x, training), 1.0
+        return K.in_train_phase(lambda: K.dropout(x, nearest_rate(rate, x.dtype)), x, training), 1.0
 
-    # Its own gradient: TensorFlow's would fill a tensor with zeros for the branch not taken.
-    @tf.custom_gradient
-    def drop(x, keep):
-        return K.in_train_phase(lambda: x * keep, x, training), lambda dy: (dy * keep, None)
-    y = drop(x, K.in_train_phase(lambda: keep_mask(tf.shape(x), rate, name, x.dtype),
-                                 lambda: tf.constant(1, x.dtype), training))
+    keep, factor = draw(x, rate, name, training)
+    y = drop(x, keep, training)
     y.set_shape(x.shape)
     if not compat.TF2:
         y._uses_learning_phase = True
+    return y, factor
+
+
+def nearest_rate(rate, dtype):
+    """The rate whose factor, 1 / (1 - rate), this dtype can say: what is expected stays the same."""
+    return 1 - 1 / float(np.asarray(1 / (1 - rate), dtype.as_numpy_dtype)) if dtype.size < 4 else rate
+
+
+def draw(x, rate, name, training=None):
+    """(keep, factor) for `drop`, of the shape of x, and of `dropout`: what of x stays, a function of name and key.
+
+    keep is bool for a low precision, which keeps it for the gradient in half the memory.
+    """
+    rate = nearest_rate(rate, x.dtype)
+    dtype = tf.bool if x.dtype.size < 4 else x.dtype
+    keep = K.in_train_phase(lambda: keep_mask(tf.shape(x), rate, name, dtype),
+                            lambda: tf.cast(1, dtype), training)
     factor = K.in_train_phase(lambda: tf.constant(1 / (1 - rate), x.dtype),
                               lambda: tf.constant(1, x.dtype), training)
-    return y, factor
+    return keep, factor
+
+
+def drop(x, keep, training=None):
+    """In training, x where it is kept and 0 elsewhere."""
+    # Its own gradient: TensorFlow's would fill a tensor with zeros for the branch not taken.
+    @tf.custom_gradient
+    def masked(x, keep):
+        def gradient(dy):
+            with tf.control_dependencies([dy]):  # else the numbers of the forward pass would be kept
+                return dy * tf.cast(keep, dy.dtype), None
+        return K.in_train_phase(lambda: x * tf.cast(keep, x.dtype), x, training), gradient
+    return masked(x, keep)
+
+
+def recomputed(function):
+    """function(*tensors) -> tensor, whose gradient computes anew, from its inputs, what it would keep."""
+    @tf.custom_gradient
+    def compute(*xs):
+        def gradient(dy):
+            with tf.control_dependencies([dy]):  # a second time, and not before it is needed
+                again = [tf.identity(x) for x in xs]
+            with tf.GradientTape() as tape:
+                tape.watch([x for x in again if x.dtype.is_floating])
+                y = function(*again)
+            return tape.gradient(y, again, dy)
+        return function(*xs), gradient
+    return compute
 
 
 class KeyedDropout(keras.layers.Dropout):

@@ -14,7 +14,7 @@ import small
 import snippets
 import train
 from afqmc import AFQMC
-from fltuning import blocks, compat, deltas, kernels, precision, steps, weights
+from fltuning import attention, blocks, compat, deltas, kernels, precision, steps, weights
 from fltuning.compat import K
 from fltuning.dropout import dropout, dropout_key
 from fltuning.errors import NotFinite, UserError
@@ -187,10 +187,10 @@ def build(paths, sizes, name, padded=False, **method):
     return (task,) + snippets.build_model(task, settings, paths, keep_tokens)
 
 
-def backbone(folder, kind):
-    """Of two layers, without dropout, its weights larger than those of a trained one."""
-    return small.write_backbone(folder, kind, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                stddev=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+def backbone(folder, kind, attention_dropout=0.0):
+    """Of two layers, without dropout but of attention, its weights larger than those of a trained one."""
+    return small.write_backbone(folder, kind, hidden_size=32, intermediate_size=64, num_hidden_layers=2, stddev=0.1,
+                                hidden_dropout_prob=0.0, attention_probs_dropout_prob=attention_dropout)
 
 
 def batches(task, count, size=15):
@@ -200,7 +200,7 @@ def batches(task, count, size=15):
     return [task.collate(batch) for batch in steps.batches(encoded, size)]
 
 
-def trained_gradients(model, task, batch):
+def trained_gradients(model, task, batch, training=False):
     """{name: array} of the trained weights' gradients, with weights that are no longer the initial ones."""
     random = np.random.RandomState(5)
     pairs = weights.named_weights(model)
@@ -208,7 +208,7 @@ def trained_gradients(model, task, batch):
                                for name, weight in pairs})
     (inputs, labels), variables = batch, [weight for _, weight in pairs]
     with tf.GradientTape() as tape:
-        loss = task.head().loss(labels, model([tf.constant(x, 'float32') for x in inputs], training=False))
+        loss = task.head().loss(labels, model([tf.constant(x, 'float32') for x in inputs], training=training))
     gradients = tape.gradient(loss, variables)
     return {name: tf.convert_to_tensor(gradient).numpy() for (name, _), gradient in zip(pairs, gradients)}
 
@@ -228,6 +228,21 @@ def test_gradients_are_those_of_float32(kind, prompts, tmp_path):
         assert ours.dtype == np.float32 and np.abs(expected).max() > 0
         errors.append((np.abs(ours - expected) / (np.abs(expected) + 1e-12)).ravel())
     assert 1e-5 < np.median(np.concatenate(errors)) < 0.02
+
+
+@pytest.mark.parametrize('kind', NEZHA_AND_SLOW_ONES)
+def test_what_is_made_again_for_the_gradient(kind, tmp_path, monkeypatch):
+    """Attention's dropout and what follows, in the backward pass: the same bits as if it had been kept."""
+    paths, found = backbone(tmp_path, kind, attention_dropout=0.3), {}
+    for name, training in [('again', True), ('kept', True), ('not dropped', False)]:
+        if name == 'kept':
+            monkeypatch.setattr(attention, 'recomputed', lambda function: function)
+        task, model, _ = build(paths, SIZES['both'], 'bfloat16')
+        K.set_value(dropout_key(), [7, 1])
+        found[name] = trained_gradients(model, task, batches(task, 1)[0], training)
+    for name, numbers in found['again'].items():
+        np.testing.assert_array_equal(numbers, found['kept'][name])
+        assert (numbers != found['not dropped'][name]).any()
 
 
 @pytest.mark.slow
