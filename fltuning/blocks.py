@@ -2,7 +2,7 @@
 
 TensorFlow passes over memory once for each element-wise operation, and in bfloat16 these passes, not the matrix
 products, are what a step waits for. XLA makes one pass of a chain of them, but compiles anew for each shape, and
-every batch has another number of tokens. So the rows go through it in blocks of a shape that never changes.
+every batch has another number of tokens. So the rows go through it in blocks of two shapes that never change.
 """
 from typing import Any, Callable
 
