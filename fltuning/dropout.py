@@ -55,8 +55,16 @@ def dropout(x, rate, name=None, training=None):
     if name is None:
         return K.in_train_phase(lambda: K.dropout(x, nearest_rate(rate, x.dtype)), x, training), 1.0
 
+    # Its own gradient: TensorFlow's would fill a tensor with zeros for the branch not taken.
+    @tf.custom_gradient
+    def drop(x, keep):
+        def gradient(dy):
+            with tf.control_dependencies([dy]):  # else the numbers of the forward pass would be kept
+                numbers = tf.cast(keep, dy.dtype)
+            return dy * numbers, None
+        return K.in_train_phase(lambda: x * tf.cast(keep, x.dtype), x, training), gradient
     keep, factor = draw(x, rate, name, training)
-    y = drop(x, keep, training)
+    y = drop(x, keep)
     y.set_shape(x.shape)
     if not compat.TF2:
         y._uses_learning_phase = True
@@ -69,9 +77,9 @@ def nearest_rate(rate, dtype):
 
 
 def draw(x, rate, name, training=None):
-    """(keep, factor) for `drop`, of the shape of x, and of `dropout`: what of x stays, a function of name and key.
+    """(keep, factor) of `dropout` for this x: keep, like x, says what stays, a function of name and key.
 
-    keep is bool for a low precision, which keeps it for the gradient in half the memory.
+    It is bool for a low precision: half the memory of what is held for the gradient. Without training both are 1.
     """
     rate = nearest_rate(rate, x.dtype)
     dtype = tf.bool if x.dtype.size < 4 else x.dtype
@@ -80,18 +88,6 @@ def draw(x, rate, name, training=None):
     factor = K.in_train_phase(lambda: tf.constant(1 / (1 - rate), x.dtype),
                               lambda: tf.constant(1, x.dtype), training)
     return keep, factor
-
-
-def drop(x, keep, training=None):
-    """In training, x where it is kept and 0 elsewhere."""
-    # Its own gradient: TensorFlow's would fill a tensor with zeros for the branch not taken.
-    @tf.custom_gradient
-    def masked(x, keep):
-        def gradient(dy):
-            with tf.control_dependencies([dy]):  # else the numbers of the forward pass would be kept
-                return dy * tf.cast(keep, dy.dtype), None
-        return K.in_train_phase(lambda: x * tf.cast(keep, x.dtype), x, training), gradient
-    return masked(x, keep)
 
 
 def recomputed(function):

@@ -94,7 +94,7 @@ def test_gelu():
     np.testing.assert_allclose(gradient, weights * slope, atol=8 * ROUNDING, rtol=2 * ROUNDING)
 
 
-@pytest.mark.parametrize('rows', [1, 7, 8, 9, 24, 31, 72, 75])
+@pytest.mark.parametrize('rows', [1, 7, 8, 9, 24, 30, 72, 75])
 def test_passes_in_blocks(rows, monkeypatch):
     """Of 24 rows and then of 8; what fills the last one up matters nowhere. Values: float64, rounded once."""
     assert blocks.use_blocks('bfloat16') or tf.config.list_physical_devices('GPU')
