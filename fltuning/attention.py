@@ -1,10 +1,14 @@
 """Multi-head attention with trainable keys and values (P-Tuning V2), on a padded grid or on true tokens."""
+import functools
+from typing import NamedTuple, Optional
+
 from fltuning import compat  # before TensorFlow
 import tensorflow as tf
 from bert4keras.backend import K, align, attention_normalize, keras
 from bert4keras.layers import Layer, MultiHeadAttention
 
-from fltuning.dropout import draw, dropout, recomputed, track_key
+from fltuning.blocks import recomputed
+from fltuning.dropout import draw, dropout, track_key
 from fltuning.kernels import make_dense_fast, softmax
 from fltuning.packing import (
     count_parts, default_groups, first_rows, merge_heads, name_parts, split_heads, split_samples)
@@ -121,6 +125,53 @@ def normalize_scores(scores, normalization):
         return softmax(scores)
     weights = attention_normalize(tf.cast(scores, 'float32'), None, -1, normalization)
     return tf.cast(weights, scores.dtype)
+
+
+class Way(NamedTuple):
+    """How queries, keys and values, (batch, heads, length, size), are attended with.
+
+    given, of the methods: what there is of 'mask', 'a_bias', 'positions', and the prompts' 'keys' and 'values',
+    (batch, heads, prompt_size, size); pieces: see `query_pieces`.
+    """
+    normalization: str
+    p_bias: Optional[str]
+    divisor: float  # of T5's positions
+
+    def weigh(self, q, k, given, pieces=None):
+        """(scores among the sequence's own tokens, the weights of prompts, if any, and tokens)."""
+        scores, positions = product(q, k, pieces, transpose_b=True), given.get('positions')
+        if self.p_bias == 'typical_relative':
+            scores = scores + tf.einsum('bhjd,jkd->bhjk', q, positions)
+        elif self.p_bias == 't5_relative':
+            scores = scores + K.permute_dimensions(positions, (2, 0, 1))[None] / self.divisor
+        masked = add_masks(scores, given.get('mask'), given.get('a_bias'))
+        if 'keys' in given:
+            masked = K.concatenate([tf.matmul(q, given['keys'], transpose_b=True), masked], -1)
+        return scores, normalize_scores(masked, self.normalization)
+
+    def mix(self, weights, v, given, pieces=None):
+        """The values' means by these weights, (batch, heads, length, size)."""
+        prompt_size = tf.shape(given['keys'])[2] if 'keys' in given else 0
+        own = weights[..., prompt_size:] if 'keys' in given else weights
+        output = product(own, v, pieces)
+        if 'keys' in given:
+            output = output + tf.matmul(weights[..., :prompt_size], given['values'])
+        if self.p_bias == 'typical_relative':
+            output = output + tf.einsum('bhjk,jkd->bhjd', own, given['positions'])
+        return output
+
+
+@functools.lru_cache(maxsize=None)
+def way_recomputed(way, *names):
+    """f(keep, q, k, v, *given) -> the mix by what is kept of the weights, which are made again for its gradient.
+
+    names: those of `given`.
+    """
+    def attend(keep, q, k, v, *given):
+        given = dict(zip(names, given))
+        weights = way.weigh(q, k, given)[1]
+        return way.mix(weights * tf.cast(keep, weights.dtype), v, given)
+    return recomputed(attend)
 
 
 class PromptMultiHeadAttention(MultiHeadAttention):
@@ -257,37 +308,27 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             pieces = None
         if pieces is not None:
             q = tf.pad(q, [[0, 0], [0, 0], [0, -length % pieces], [0, 0]])
-        scores = product(q, k, pieces, transpose_b=True)
-        if p_bias == 'typical_relative':
-            scores = scores + tf.einsum('bhjd,jkd->bhjk', q, positions)
-        elif p_bias == 't5_relative':
-            bias = K.permute_dimensions(positions, (2, 0, 1))[None]
-            scores = scores + (bias / self.key_size**0.5 if self.attention_scale else bias)
-        masked = add_masks(scores, mask, a_bias)
+
+        given = {'mask': mask, 'a_bias': a_bias, 'positions': None if p_bias == 'rotary' else positions}
         if prompts:
-            masked = K.concatenate([tf.matmul(q, prompts[0], transpose_b=True), masked], -1)
-        weights = normalize_scores(masked, self.normalization)
-        name = '%s-%s' % (self.name, group) if self.keyed_dropout else None
-
-        def mix(weights, v, *others):
-            own = weights[..., prompt_size:] if prompts else weights
-            output = product(own, v, pieces)
-            if prompts:
-                output = output + tf.matmul(weights[..., :prompt_size], others[0])
-            if p_bias == 'typical_relative':
-                output = output + tf.einsum('bhjk,jkd->bhjd', own, others[-1])
-            return output
-
-        others = [v] + (prompts[1:] if prompts else []) + [positions] * (p_bias == 'typical_relative')
-        if weights.dtype.size < 4 and name and self.attention_dropout:
-            # Scores are the most that a step keeps of long texts: those that were dropped are made again.
-            keep, factor = draw(weights, self.attention_dropout, name)
-            dropped = recomputed(lambda weights, keep, *others: mix(weights * tf.cast(keep, weights.dtype), *others))
+            given.update(keys=prompts[0], values=prompts[1])
+        given = {name: tensor for name, tensor in given.items() if tensor is not None}
+        way = Way(self.normalization, p_bias, self.key_size**0.5 if self.attention_scale else 1)
+        name, scores = '%s-%s' % (self.name, group) if self.keyed_dropout else None, None
+        anew = q.dtype.size < 4 and name and self.attention_dropout
+        if self.return_attention_scores or not anew:
+            scores, weights = way.weigh(q, k, given, pieces)
+        if anew:
+            # Scores are the most that a step keeps of long texts: all but what was drawn is made again.
+            shape = tf.concat([tf.shape(q)[:3], [prompt_size + tf.shape(k)[2]]], 0)
+            keep, factor = draw(shape, q.dtype, self.attention_dropout, name)
             # Chosen here: in the backward pass Keras no longer knows whether this is training.
-            output = K.in_train_phase(lambda: dropped(weights, keep, *others), lambda: mix(weights, *others))
+            output = K.in_train_phase(lambda: way_recomputed(way, *given)(keep, q, k, v, *given.values()),
+                                      lambda: way.mix(way.weigh(q, k, given)[1], v, given))
+            output.set_shape(q.shape[:3] + v.shape[3:])
         else:
             weights, factor = dropout(weights, self.attention_dropout, name)
-            output = mix(weights, *others)
+            output = way.mix(weights, v, given, pieces)
         return (output if pieces is None else output[:, :, :length]) * factor, scores
 
     def get_config(self):

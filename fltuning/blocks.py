@@ -1,4 +1,4 @@
-"""Many operations as one pass over memory, for low precisions on a CPU.
+"""For low precisions: many operations as one pass over memory, and what is made again instead of being kept.
 
 TensorFlow passes over memory once for each element-wise operation, and in bfloat16 these passes, not the matrix
 products, are what a step waits for. XLA makes one pass of a chain of them, but compiles anew for each shape, and
@@ -18,6 +18,26 @@ def use_blocks(dtype: Any) -> bool:
                 and not tf.config.list_physical_devices('GPU'))
 
 
+def shared(function: Callable, **options) -> Callable:
+    """The function, of tensors, as one that all layers call: a copy in each takes seconds and memory to trace."""
+    return tf.function(function, experimental_attributes={'_noinline': True}, **options)
+
+
+def recomputed(function: Callable) -> Callable:
+    """function(*tensors) -> tensor, whose gradient computes anew, from its inputs, what it would keep."""
+    def gradients(dy, *xs):
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in xs if x.dtype.is_floating])
+            y = function(*xs)
+        return tape.gradient(y, xs, dy)
+    forward, backward = [shared(f, reduce_retracing=True) for f in (function, gradients)]
+
+    @tf.custom_gradient
+    def compute(*xs):
+        return forward(*xs), lambda dy: backward(dy, *xs)
+    return compute
+
+
 class Blockwise:
     """f(*xs, constants=()) -> y, in the shape of the first x, for a kernel that treats all rows, (..., size), alike.
 
@@ -34,8 +54,7 @@ class Blockwise:
     def __call__(self, *xs, constants=()):
         if self.compiled is None:
             self.compiled = tf.function(self.kernel, jit_compile=True)
-            # One for all layers, which call it: a copy in each takes seconds and memory to trace and to compile.
-            self.shared = tf.function(self.compute, experimental_attributes={'_noinline': True})
+            self.shared = shared(self.compute)
         # As tensors: which variable they are of is no matter of what is shared.
         return self.shared(xs, tuple(map(tf.convert_to_tensor, constants)), tuple(SIZES))
 

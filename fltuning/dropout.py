@@ -63,7 +63,7 @@ def dropout(x, rate, name=None, training=None):
                 numbers = tf.cast(keep, dy.dtype)
             return dy * numbers, None
         return K.in_train_phase(lambda: x * tf.cast(keep, x.dtype), x, training), gradient
-    keep, factor = draw(x, rate, name, training)
+    keep, factor = draw(tf.shape(x), x.dtype, rate, name, training)
     y = drop(x, keep)
     y.set_shape(x.shape)
     if not compat.TF2:
@@ -76,33 +76,16 @@ def nearest_rate(rate, dtype):
     return 1 - 1 / float(np.asarray(1 / (1 - rate), dtype.as_numpy_dtype)) if dtype.size < 4 else rate
 
 
-def draw(x, rate, name, training=None):
-    """(keep, factor) of `dropout` for this x: keep, like x, says what stays, a function of name and key.
+def draw(shape, dtype, rate, name, training=None):
+    """(keep, factor) of `dropout` for values of this dtype: keep, (*shape), says what stays, by name and key.
 
     It is bool for a low precision: half the memory of what is held for the gradient. Without training both are 1.
     """
-    rate = nearest_rate(rate, x.dtype)
-    dtype = tf.bool if x.dtype.size < 4 else x.dtype
-    keep = K.in_train_phase(lambda: keep_mask(tf.shape(x), rate, name, dtype),
-                            lambda: tf.cast(1, dtype), training)
-    factor = K.in_train_phase(lambda: tf.constant(1 / (1 - rate), x.dtype),
-                              lambda: tf.constant(1, x.dtype), training)
+    rate = nearest_rate(rate, dtype)
+    kept_as = tf.bool if dtype.size < 4 else dtype
+    keep = K.in_train_phase(lambda: keep_mask(shape, rate, name, kept_as), lambda: tf.cast(1, kept_as), training)
+    factor = K.in_train_phase(lambda: tf.constant(1 / (1 - rate), dtype), lambda: tf.constant(1, dtype), training)
     return keep, factor
-
-
-def recomputed(function):
-    """function(*tensors) -> tensor, whose gradient computes anew, from its inputs, what it would keep."""
-    @tf.custom_gradient
-    def compute(*xs):
-        def gradient(dy):
-            with tf.control_dependencies([dy]):  # a second time, and not before it is needed
-                again = [tf.identity(x) for x in xs]
-            with tf.GradientTape() as tape:
-                tape.watch([x for x in again if x.dtype.is_floating])
-                y = function(*again)
-            return tape.gradient(y, again, dy)
-        return function(*xs), gradient
-    return compute
 
 
 class KeyedDropout(keras.layers.Dropout):

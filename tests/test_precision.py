@@ -230,13 +230,25 @@ def test_gradients_are_those_of_float32(kind, prompts, tmp_path):
     assert 1e-5 < np.median(np.concatenate(errors)) < 0.02
 
 
+def keeping(function):
+    """As `blocks.recomputed`, with the gradient from what the forward pass has kept."""
+    @tf.custom_gradient
+    def compute(*xs):
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in xs if x.dtype.is_floating])
+            y = function(*xs)
+        return y, lambda dy: tape.gradient(y, xs, dy)
+    return compute
+
+
 @pytest.mark.parametrize('kind', NEZHA_AND_SLOW_ONES)
 def test_what_is_made_again_for_the_gradient(kind, tmp_path, monkeypatch):
-    """Attention's dropout and what follows, in the backward pass: the same bits as if it had been kept."""
+    """Attention, from queries, keys, values and what dropout keeps: the same bits as if all had been kept."""
     paths, found = backbone(tmp_path, kind, attention_dropout=0.3), {}
     for name, training in [('again', True), ('kept', True), ('not dropped', False)]:
         if name == 'kept':
-            monkeypatch.setattr(attention, 'recomputed', lambda function: function)
+            monkeypatch.setattr(attention, 'recomputed', keeping)
+            monkeypatch.setattr(attention, 'way_recomputed', attention.way_recomputed.__wrapped__)
         task, model, _ = build(paths, SIZES['both'], 'bfloat16')
         K.set_value(dropout_key(), [7, 1])
         found[name] = trained_gradients(model, task, batches(task, 1)[0], training)
