@@ -10,6 +10,18 @@ from fltuning.records import shorten
 from fltuning.task import Encoded, Task, pad
 
 
+def spans_between(places):
+    """(first character, last, whether it is a span), (tokens, tokens) each, from one token to another.
+
+    places: (tokens, 2), the first and the last character of each, -1 for [CLS] and [SEP], which have none. The
+    characters of marks may come in another order than the tokens.
+    """
+    forward, found = np.triu(np.ones((len(places), len(places)), 'bool')), places[:, 0] >= 0
+    first = np.minimum.accumulate(np.where(forward & found, places[:, 0], np.iinfo('int32').max), 1)
+    last = np.maximum.accumulate(np.where(forward, places[:, 1], -1), 1)
+    return first, last, forward & found & found[:, None]
+
+
 class Text(NamedTuple):
     """A text and the entities in it."""
     id: object  # text or whole number; None where labelled
@@ -95,14 +107,13 @@ class EntityRecognition(Task):
         results = []
         for scores, encoded in zip(outputs, batch):
             places = encoded.label[1]
-            spans = {}
-            for kind, start, end in zip(*np.where(scores > 0)):
-                # Neither [CLS], [SEP] nor padding stands for characters.
-                if max(start, end) < len(places) and min(places[start, 0], places[end, 1]) >= 0:
-                    inside = places[start:end + 1]  # of marks, the first need not come first
-                    span = self.labels[kind], int(inside[:, 0].min()), int(inside[:, 1].max())
-                    spans[span] = 1 / (1 + math.exp(-scores[kind, start, end]))
-            results.append(spans)
+            length = len(places)
+            scores = scores[:, :length, :length]
+            first, last, are_spans = spans_between(places)
+            kinds, starts, ends = np.nonzero((scores > 0) & are_spans)
+            found = kinds, first[starts, ends], last[starts, ends], scores[kinds, starts, ends]
+            results.append({(self.labels[kind], begin, end): 1 / (1 + math.exp(-score))
+                            for kind, begin, end, score in zip(*[numbers.tolist() for numbers in found])})
         return results
 
     def score(self, samples, results):

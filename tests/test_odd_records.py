@@ -1,6 +1,7 @@
 """Records that are odd, but no mistake, or that only look so: texts, values, ids, questions."""
 import collections
 import json
+import math
 import random
 import re
 import unicodedata
@@ -101,6 +102,23 @@ def test_entities_in_a_text_of_marks(tokenizers):
         scores[0, kind, start, end] = 1
     found, = task.decode(scores, [encoded])
     assert ('book', 3, 4) in found
+
+
+def test_spans_of_odd_texts(tokenizers):
+    """Every span from a token to another has the characters of all tokens between."""
+    task, chance, found = CLUENER(tokenizers[0], 12), random.Random(0), 0
+    for _ in range(200):
+        text = ''.join(chance.choice(SPACING_MARKS + list('ab中中 \u0301')) for _ in range(12))
+        encoded = task.encode(task.Text(None, text, None))
+        places, scores = encoded.label[1], np.full((1, len(task.labels)) + (len(encoded.rows[0]) + 2,) * 2, -np.inf)
+        start, end = sorted(chance.randrange(len(places)) for _ in range(2))
+        scores[0, 3, start, end] = 1.5
+        inside = places[start:end + 1]
+        expected = {} if inside[[0, -1]].min() < 0 else {
+            (task.labels[3], inside[:, 0].min(), inside[:, 1].max()): 1 / (1 + math.exp(-1.5))}
+        assert task.decode(scores, [encoded]) == [expected]
+        found += inside[0, 0] > inside[:, 0].min()
+    assert found  # with the first character not in the first token
 
 
 def test_entities_that_cannot_be_found_are_counted(tokenizers, tmp_path, capsys):
