@@ -127,7 +127,7 @@ def normalize_scores(scores, normalization):
     return tf.cast(weights, scores.dtype)
 
 
-class Way(NamedTuple):
+class AttentionCore(NamedTuple):
     """How queries, keys and values, (batch, heads, length, size), are attended with.
 
     given, of the methods: what there is of 'mask', 'a_bias', 'positions', and the prompts' 'keys' and 'values',
@@ -162,15 +162,15 @@ class Way(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def way_recomputed(way, *names):
+def core_recomputed(core, *names):
     """f(keep, q, k, v, *given) -> the mix by what is kept of the weights, which are made again for its gradient.
 
     names: those of `given`.
     """
     def attend(keep, q, k, v, *given):
         given = dict(zip(names, given))
-        weights = way.weigh(q, k, given)[1]
-        return way.mix(weights * tf.cast(keep, weights.dtype), v, given)
+        weights = core.weigh(q, k, given)[1]
+        return core.mix(weights * tf.cast(keep, weights.dtype), v, given)
     return recomputed(attend)
 
 
@@ -313,22 +313,22 @@ class PromptMultiHeadAttention(MultiHeadAttention):
         if prompts:
             given.update(keys=prompts[0], values=prompts[1])
         given = {name: tensor for name, tensor in given.items() if tensor is not None}
-        way = Way(self.normalization, p_bias, self.key_size**0.5 if self.attention_scale else 1)
+        core = AttentionCore(self.normalization, p_bias, self.key_size**0.5 if self.attention_scale else 1)
         name, scores = '%s-%s' % (self.name, group) if self.keyed_dropout else None, None
         anew = q.dtype.size < 4 and name and self.attention_dropout
         if self.return_attention_scores or not anew:
-            scores, weights = way.weigh(q, k, given, pieces)
+            scores, weights = core.weigh(q, k, given, pieces)
         if anew:
             # Scores are the most that a step keeps of long texts: all but what was drawn is made again.
             shape = tf.concat([tf.shape(q)[:3], [prompt_size + tf.shape(k)[2]]], 0)
             keep, factor = draw(shape, q.dtype, self.attention_dropout, name)
             # Chosen here: in the backward pass Keras no longer knows whether this is training.
-            output = K.in_train_phase(lambda: way_recomputed(way, *given)(keep, q, k, v, *given.values()),
-                                      lambda: way.mix(way.weigh(q, k, given)[1], v, given))
+            output = K.in_train_phase(lambda: core_recomputed(core, *given)(keep, q, k, v, *given.values()),
+                                      lambda: core.mix(core.weigh(q, k, given)[1], v, given))
             output.set_shape(q.shape[:3] + v.shape[3:])
         else:
             weights, factor = dropout(weights, self.attention_dropout, name)
-            output = way.mix(weights, v, given, pieces)
+            output = core.mix(weights, v, given, pieces)
         return (output if pieces is None else output[:, :, :length]) * factor, scores
 
     def get_config(self):

@@ -248,7 +248,7 @@ def test_what_is_made_again_for_the_gradient(kind, tmp_path, monkeypatch):
     for name, training in [('again', True), ('kept', True), ('not dropped', False)]:
         if name == 'kept':
             monkeypatch.setattr(attention, 'recomputed', keeping)
-            monkeypatch.setattr(attention, 'way_recomputed', attention.way_recomputed.__wrapped__)
+            monkeypatch.setattr(attention, 'core_recomputed', attention.core_recomputed.__wrapped__)
         task, model, _ = build(paths, SIZES['both'], 'bfloat16')
         K.set_value(dropout_key(), [7, 1])
         found[name] = trained_gradients(model, task, batches(task, 1)[0], training)
