@@ -1,4 +1,5 @@
 """Low precisions: what is held in which dtype, the same numbers up to their rounding, and runs that repeat."""
+import collections
 import math
 import os
 import subprocess
@@ -255,6 +256,30 @@ def test_what_is_made_again_for_the_gradient(kind, tmp_path, monkeypatch):
     for name, numbers in found['again'].items():
         np.testing.assert_array_equal(numbers, found['kept'][name])
         assert (numbers != found['not dropped'][name]).any()
+
+
+def test_a_step_holds_no_scores(tmp_path):
+    """They live and end inside functions that its graph calls, the same for all layers and groups of samples."""
+    paths, scores, called = backbone(tmp_path, 'roberta', attention_dropout=0.3), {}, {}
+    for name in ('float32', 'bfloat16'):
+        task, model, _ = build(paths, SIZES['both'], name)
+
+        @tf.function
+        def gradients(inputs, labels, model=model, task=task):
+            with tf.GradientTape() as tape:
+                loss = task.head().loss(labels, model(inputs, training=True))
+            return tape.gradient(loss, model.trainable_weights)
+        inputs, labels = batches(task, 1)[0]
+        graph = gradients.get_concrete_function([tf.TensorSpec(x.shape, x.dtype) for x in model.inputs],
+                                                tf.constant(labels)).graph
+        operations = graph.get_operations()
+        scores[name] = sum(op.type == 'Softmax' and op.outputs[0].shape.rank == 4 for op in operations)
+        called[name] = collections.Counter(
+            op.get_attr('f').name for op in operations if op.type.endswith('PartitionedCall'))
+    assert scores['float32'] > 4 and scores['bfloat16'] == 0
+    # Four groups of a layer and the last one's first token, forward and backward, at most two kinds of shapes each.
+    attention_calls = {name: count for name, count in called['bfloat16'].items() if 'attend' in name or 'grad' in name}
+    assert sum(attention_calls.values()) == 10 and len(attention_calls) <= 4
 
 
 @pytest.mark.slow
