@@ -314,11 +314,8 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             given.update(keys=prompts[0], values=prompts[1])
         given = {name: tensor for name, tensor in given.items() if tensor is not None}
         core = AttentionCore(self.normalization, p_bias, self.key_size**0.5 if self.attention_scale else 1)
-        name, scores = '%s-%s' % (self.name, group) if self.keyed_dropout else None, None
-        anew = q.dtype.size < 4 and name and self.attention_dropout
-        if self.return_attention_scores or not anew:
-            scores, weights = core.weigh(q, k, given, pieces)
-        if anew:
+        name = '%s-%s' % (self.name, group) if self.keyed_dropout else None
+        if q.dtype.size < 4 and name and self.attention_dropout:
             # Scores are the most that a step keeps of long texts: all but what was drawn is made again.
             shape = tf.concat([tf.shape(q)[:3], [prompt_size + tf.shape(k)[2]]], 0)
             keep, factor = draw(shape, q.dtype, self.attention_dropout, name)
@@ -326,7 +323,9 @@ class PromptMultiHeadAttention(MultiHeadAttention):
             output = K.in_train_phase(lambda: core_recomputed(core, *given)(keep, q, k, v, *given.values()),
                                       lambda: core.mix(core.weigh(q, k, given)[1], v, given))
             output.set_shape(q.shape[:3] + v.shape[3:])
+            scores = core.weigh(q, k, given)[0] if self.return_attention_scores else None
         else:
+            scores, weights = core.weigh(q, k, given, pieces)
             weights, factor = dropout(weights, self.attention_dropout, name)
             output = core.mix(weights, v, given, pieces)
         return (output if pieces is None else output[:, :, :length]) * factor, scores

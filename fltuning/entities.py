@@ -107,8 +107,7 @@ class EntityRecognition(Task):
         results = []
         for scores, encoded in zip(outputs, batch):
             places = encoded.label[1]
-            length = len(places)
-            scores = scores[:, :length, :length]
+            scores = scores[:, :len(places), :len(places)]
             first, last, are_spans = spans_between(places)
             kinds, starts, ends = np.nonzero((scores > 0) & are_spans)
             found = kinds, first[starts, ends], last[starts, ends], scores[kinds, starts, ends]
