@@ -97,10 +97,12 @@ links=${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2> /dev/nu
 
 # Installs a lock. Without dependencies, since it names all, and bert4keras asks for a Keras that tf2
 # does not want; but for torch, whose builds differ in what they need (of CUDA; those of no GPU, nothing).
+# With bytecode, which Python does not write itself in containers that set PYTHONDONTWRITEBYTECODE, as many do:
+# there, compiling TensorFlow anew takes half of each start.
 install() {
     local dependencies=(--no-deps)
     [[ $1 != *torch.lock ]] || dependencies=(--constraint "$lock")
-    "$uv" pip install --quiet ${dependencies[@]+"${dependencies[@]}"} --build-constraint "$lock" \
+    "$uv" pip install --quiet --compile-bytecode ${dependencies[@]+"${dependencies[@]}"} --build-constraint "$lock" \
         --python "$env/bin/python" --requirement "$1" || fail 1 "could not install $1; run it again to go on"
     cp "$1" "$env/made-from-${1##*/}"
 }
