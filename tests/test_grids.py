@@ -429,11 +429,15 @@ def test_evaluations_within_epochs_are_counted_beside_those_after_them():
 
 
 def test_the_clock_learns():
-    clock = estimates.Clock()
-    guess = clock.seconds(1e12, 1)
-    clock.add(1e12, 2 * guess, 1)
-    assert clock.seconds(1e12, 1) == pytest.approx(2 * guess)
-    assert clock.left([1e12] * 6, 1, 3) == pytest.approx(4 * guess)
+    def cell(method):
+        return cells.Cell({}, {'task': 'tnews', 'method': method}, {}, estimates.Estimate(0, 0, 1e12))
+    clock, fl, finetune = estimates.Clock(), cell('fl'), cell('finetune')
+    guess = clock.seconds(fl, 1)
+    clock.add(fl, {'seconds': 2 * guess, 'threads': 1})
+    assert clock.seconds(fl, 1) == clock.seconds(finetune, 1) == pytest.approx(2 * guess)
+    assert clock.left([fl] * 6, 1, 3) == pytest.approx(4 * guess)
+    clock.add(finetune, {'seconds': 6 * guess, 'threads': 1})
+    assert clock.left([fl, finetune], 1, 1) == pytest.approx(8 * guess)
 
 
 def test_results_that_were_changed_are_refused(write, tmp_path):

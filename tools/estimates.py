@@ -1,4 +1,5 @@
 """What a cell will take, about: memory and work, and seconds from what finished cells took."""
+import collections
 import statistics
 from typing import Any, Dict, Iterable, NamedTuple, Optional
 
@@ -41,21 +42,32 @@ def estimate(config: Dict[str, Any], method: str, size: Optional[int], share: fl
 
 
 class Clock:
-    """Seconds of cells to come: what their work would take, times how much longer the finished ones took."""
+    """Seconds of cells to come: what their work would take, times how much longer finished ones took.
+
+    Those of the same task and method, where there are any: how long a batch waits for other things than its
+    operations is a matter of its length, and of what is trained.
+    """
 
     def __init__(self):
-        self.ratios: list = []
+        self.ratios = collections.defaultdict(lambda: collections.deque(maxlen=200))
 
-    def add(self, work: float, seconds: float, threads: int) -> None:
+    def add(self, cell: Any, result: Dict[str, Any]) -> None:
         """Of a cell that has finished."""
-        self.ratios.append(seconds / guess(work, threads))
+        ratio = result['seconds'] / guess(cell.estimate.work, result['threads'])
+        for kind in (kind_of(cell), None):
+            self.ratios[kind].append(ratio)
 
-    def seconds(self, work: float, threads: int) -> float:
-        return guess(work, threads) * (statistics.median(self.ratios[-200:]) if self.ratios else 1.0)
+    def seconds(self, cell: Any, threads: int) -> float:
+        known = self.ratios.get(kind_of(cell)) or self.ratios.get(None) or [1.0]
+        return guess(cell.estimate.work, threads) * statistics.median(known)
 
-    def left(self, works: Iterable[float], threads: int, processes: int) -> float:
+    def left(self, cells: Iterable[Any], threads: int, processes: int) -> float:
         """Of cells that run side by side."""
-        return sum(self.seconds(work, threads) for work in works) / max(1, processes)
+        return sum(self.seconds(cell, threads) for cell in cells) / max(1, processes)
+
+
+def kind_of(cell: Any) -> tuple:
+    return cell.labels['task'], cell.labels['method']
 
 
 def guess(work: float, threads: int) -> float:

@@ -104,7 +104,7 @@ def run_cells(plan: Any, engine: Any) -> Dict[str, str]:
     plan.write()
     cells = {cell.name: cell for cell in plan.cells()}
     for name, result in plan.known.items():
-        clock.add(cells[name].estimate.work, result['seconds'], result['threads'])
+        clock.add(cells[name], result)
     print('%d of %d cells are there; %s: %d at a time, %d threads each' % (
         len(plan.known), plan.count(), engine.name, engine.processes, engine.threads), flush=True)
     try:
@@ -125,14 +125,14 @@ def run_cells(plan: Any, engine: Any) -> Dict[str, str]:
             if outcome.status == 'done':
                 result = read_result(result_path(plan.folder, cell.name))
                 plan.known[cell.name] = result
-                clock.add(cell.estimate.work, result['seconds'], result['threads'])
+                clock.add(cell, result)
                 said = describe(result, plan.grid.select)
             else:
                 plan.failed[cell.name] = outcome.error
                 titles[cell.title()] = outcome.error
                 said = 'FAILED: %s' % outcome.error
-            left = [c.estimate.work for name, c in cells.items() if name not in plan.known
-                    and name not in plan.failed] + [c.estimate.work for c in plan.waiting()]
+            left = [c for name, c in cells.items() if name not in plan.known and name not in plan.failed]
+            left += plan.waiting()
             print('[%d/%d] %s: %s; about %s left' % (
                 len(plan.known) + len(plan.failed), plan.count(), cell.title(), said,
                 duration(clock.left(left, engine.threads, engine.processes))), flush=True)
@@ -160,18 +160,17 @@ def show(plan: Any, flags: argparse.Namespace, slurm: Dict[str, Any]) -> None:
     clock, cells = Clock(), plan.cells()
     for cell in cells:
         if cell.name in plan.known:
-            result = plan.known[cell.name]
-            clock.add(cell.estimate.work, result['seconds'], result['threads'])
+            clock.add(cell, plan.known[cell.name])
     processes = how_many(plan.memory(), flags.processes, 0, free_memory())
     threads = flags.threads or max(1, cores() // processes)
     waiting = list(plan.waiting())
     for name, cell in [(cell.name, cell) for cell in cells] + [('(rate to choose)', cell) for cell in waiting]:
-        time = 'there' if name in plan.known else duration(clock.seconds(cell.estimate.work, threads))
+        time = 'there' if name in plan.known else duration(clock.seconds(cell, threads))
         print('%-20s  %8s  %s' % (name, time, cell.title()))
     missing = [cell for cell in cells + waiting if cell.name not in plan.known]
     print('%s: %d cells, %d of them there; about %s for the others with %d at a time, %d threads each (%s)' % (
         plan.grid.name, plan.count(), len(cells) + len(waiting) - len(missing), duration(clock.left(
-            [cell.estimate.work for cell in missing], threads, processes)), processes, threads,
+            missing, threads, processes)), processes, threads,
         'measured' if clock.ratios else 'a guess, until a cell has run here'))
     if flags.engine == 'slurm':
         print(slurm_script(plan.folder, len(missing), plan.memory(), flags.threads or 1, slurm))
