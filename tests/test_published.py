@@ -1,10 +1,12 @@
 """What README and docs/ say of experiments is what the published result files say."""
+import filecmp
 import glob
 import os
 import re
 
 import pytest
 
+import lab
 import small
 from tools import results, tables, words
 
@@ -53,3 +55,14 @@ def test_the_readmes_tables_are_of_these_results(name):
 def test_no_result_tells_of_the_machine(folder):
     for path in glob.glob(os.path.join(folder, '**', '*.json'), recursive=True):
         assert '"/' not in small.read_text(path), path
+
+
+@lab.IN_LAB
+@pytest.mark.slow
+def test_the_readmes_picture_is_the_reports(tmp_path):
+    code, output = lab.run('report', [os.path.join(ROOT, 'results_published', 'bundled'), '--output_dir', tmp_path],
+                           tmp_path / 'log', python=lab.lab_python(), stand_in=False)
+    assert code == 0, output
+    drawn = tmp_path / 'pictures' / 'differences.png'
+    assert filecmp.cmp(str(drawn), os.path.join(ROOT, 'docs', 'results.png'), shallow=False), (
+        'docs/results.png is another: copy pictures/differences.png of the report there')
