@@ -10,7 +10,7 @@ import tasks
 from fltuning import deltas, methods, precision, provenance, run_record, run_state
 from fltuning.errors import NotFinite, Parser, UserError, run_tool
 from fltuning.few_shot import PUBLIC_TEST, SPLITS
-from fltuning.files import file_sha256, make_folder, to_json, write_json, write_text
+from fltuning.files import file_digest, make_folder, to_json, write_json, write_text
 from fltuning.history import History, Place, summary
 from fltuning.locks import locked
 from fltuning.run_data import RunData
@@ -152,7 +152,7 @@ class Run:
         self.backbone = trainer.fingerprint(self.tokenizer._token_dict)
         self.frozen = trainer.frozen_sha256(self.tokenizer._token_dict)
         self.belongs_to = deltas.identity(task, trainer.transformer, self.backbone)
-        data = {name: file_sha256(os.path.join(self.folder, name))
+        data = {name: file_digest(os.path.join(self.folder, name))
                 for name in sorted(os.listdir(self.folder)) if name.endswith('.json')}
         dropout = [trainer.transformer.dropout_rate, trainer.transformer.attention_dropout_rate]
         # All that the numbers of a run depend on.

@@ -200,8 +200,9 @@ def writing(path: str) -> Iterator[Callable[[str], None]]:
     yield write
 
 
-def file_sha256(path: str) -> str:
-    digest = hashlib.sha256()
+def file_digest(path: str, algorithm: str = 'sha256') -> str:
+    """In hexadecimal digits, of a file of any size. Raises UserError if it cannot be read."""
+    digest = hashlib.new(algorithm)
     try:
         with open(path, 'rb') as reader:
             for block in iter(lambda: reader.read(1 << 20), b''):

@@ -4,7 +4,7 @@ import statistics
 from typing import Any, Dict, List
 
 from fltuning.errors import UserError
-from fltuning.files import file_sha256, read_json, set_aside
+from fltuning.files import file_digest, read_json, set_aside
 
 
 def keep_former(path: str, ours: Dict[str, Any], of_before: Dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def keep_former(path: str, ours: Dict[str, Any], of_before: Dict[str, Any]) -> N
 
 def checksums(paths: List[str], output_dir: str) -> Dict[str, str]:
     """{file in the output folder, as weights/TASK.weights: SHA-256}."""
-    return {os.path.relpath(path, output_dir or '.').replace(os.sep, '/'): file_sha256(path)
+    return {os.path.relpath(path, output_dir or '.').replace(os.sep, '/'): file_digest(path)
             for path in paths}
 
 

@@ -10,8 +10,8 @@ import tasks
 from fltuning import errors
 from fltuning.errors import UserError
 from fltuning.task import Published
+from fltuning.files import file_digest
 from tools import data
-from tools.download import digest
 
 # CLUE's README and data card: train, dev, and each test file. The readers leave out lines labelled
 # '-': cmnli and ocnli count without them.
@@ -213,7 +213,7 @@ def test_real_files(clue, capsys, monkeypatch):
     genuine = {(name, file) for name in tasks.CLUE
                for file, published in tasks.load_task(name).published.items()
                if published.md5 and os.path.exists(os.path.join(clue, name, file))
-               and published.md5 == digest(os.path.join(clue, name, file), 'md5')}
+               and published.md5 == file_digest(os.path.join(clue, name, file), 'md5')}
     assert genuine and not genuine & set(wrong)
     for (name, file), remark in wrong.items():
         if os.path.exists(os.path.join(clue, name, file)):

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 import small
 import tasks
 from fltuning.task import Published
-from tools import download
-from fltuning import checkpoints, errors
+from tools import download, transfer
+from fltuning import checkpoints, errors, files
 from fltuning.errors import UserError
 
 CONTENT = bytes(bytearray(range(256))) * 2000
@@ -90,7 +90,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(download, 'WAITS', (0, 0, 0))
+    monkeypatch.setattr(transfer, 'WAITS', (0, 0, 0))
 
 
 @pytest.fixture
@@ -112,14 +112,14 @@ def ranges(server):
 
 def test_a_file(server, path):
     server.files['/file.bin'] = CONTENT
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT
     assert os.listdir(os.path.dirname(path)) == ['file.bin']
 
 
 def test_a_cut_transfer_goes_on(server, path):
     server.files['/file.bin'], server.cuts = CONTENT, [100000, 200000]
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT
     assert ranges(server) == [None, 'bytes=100000-', 'bytes=300000-']
 
@@ -127,16 +127,16 @@ def test_a_cut_transfer_goes_on(server, path):
 def test_it_goes_on_in_the_next_run(server, path):
     server.files['/file.bin'], server.cuts = CONTENT, [1000] * 4
     with pytest.raises(UserError) as refused:
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
     assert 'cut at 4000 of 512000 bytes; run it again to go on' in str(refused.value)
     assert not os.path.exists(path)
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT and ranges(server)[-1] == 'bytes=4000-'
 
 
 def test_a_server_that_knows_no_ranges(server, path):
     server.files['/file.bin'], server.cuts, server.ranges = CONTENT, [100000], False
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT
 
 
@@ -144,7 +144,7 @@ def test_a_file_that_changes_between_two_tries(server, path):
     """The two halves must not be put together."""
     server.files['/file.bin'], server.cuts = CONTENT, [100000]
     server.after_cut = [lambda: server.files.update({'/file.bin': CONTENT[::-1]})]
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT[::-1]
 
 
@@ -152,18 +152,18 @@ def test_a_file_that_changes_and_a_run_that_is_stopped_right_then(server, path, 
     """The old part must not be gone on with under the new file's tag."""
     server.files['/file.bin'], server.cuts = CONTENT, [1000] * 4
     with pytest.raises(UserError):
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
     server.files['/file.bin'] = CONTENT[::-1]
 
     def stopped(name, mode='r'):
         if name.endswith('.part'):
             raise KeyboardInterrupt
         return open(name, mode)
-    monkeypatch.setattr(download, 'open', stopped, raising=False)
+    monkeypatch.setattr(transfer, 'open', stopped, raising=False)
     with pytest.raises(KeyboardInterrupt):
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
     monkeypatch.undo()
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT[::-1]
 
 
@@ -171,16 +171,16 @@ def test_a_run_that_is_stopped(server, path, monkeypatch):
     """Ctrl-C keeps what has come; nothing stands under the file's name."""
     server.files['/file.bin'] = CONTENT
 
-    class Stopped(download.tqdm):
+    class Stopped(transfer.tqdm):
         def update(self, n=1):
             raise KeyboardInterrupt
-    monkeypatch.setattr(download, 'tqdm', Stopped)
+    monkeypatch.setattr(transfer, 'tqdm', Stopped)
     with pytest.raises(KeyboardInterrupt):
-        download.fetch(server.url + 'file.bin', path)
-    assert not os.path.exists(path) and read(path + '.part') == CONTENT[:download.BLOCK]
+        transfer.fetch(server.url + 'file.bin', path)
+    assert not os.path.exists(path) and read(path + '.part') == CONTENT[:transfer.BLOCK]
     monkeypatch.undo()
-    download.fetch(server.url + 'file.bin', path)
-    assert read(path) == CONTENT and ranges(server)[-1] == 'bytes=%d-' % download.BLOCK
+    transfer.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT and ranges(server)[-1] == 'bytes=%d-' % transfer.BLOCK
 
 
 @pytest.mark.parametrize('more, asked', [(b'', 1), (b'x', 2)])
@@ -192,27 +192,27 @@ def test_a_part_that_is_all_there(more, asked, server, path):
                             ('.etag', b'"%s"' % hashlib.md5(CONTENT).hexdigest().encode())]:
         with open(path + suffix, 'wb') as writer:
             writer.write(content)
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT and len(server.seen) == asked
     assert os.listdir(os.path.dirname(path)) == ['file.bin']
 
 
 def test_another_part_than_was_asked_for(server, path):
     server.files['/file.bin'], server.cuts, server.shifts = CONTENT, [1000], [5]
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT and ranges(server) == [None, 'bytes=1000-', None]
 
 
 def test_a_server_that_says_no_more(server, path, monkeypatch):
-    monkeypatch.setattr(download, 'TIMEOUT', 0.3)
-    server.files['/file.bin'], server.cuts, server.stalls = CONTENT, [download.BLOCK], [True]
-    download.fetch(server.url + 'file.bin', path)
-    assert read(path) == CONTENT and ranges(server) == [None, 'bytes=%d-' % download.BLOCK]
+    monkeypatch.setattr(transfer, 'TIMEOUT', 0.3)
+    server.files['/file.bin'], server.cuts, server.stalls = CONTENT, [transfer.BLOCK], [True]
+    transfer.fetch(server.url + 'file.bin', path)
+    assert read(path) == CONTENT and ranges(server) == [None, 'bytes=%d-' % transfer.BLOCK]
 
 
 def test_a_busy_server(server, path):
     server.files['/file.bin'], server.codes = CONTENT, {'/file.bin': [503, 429]}
-    download.fetch(server.url + 'file.bin', path)
+    transfer.fetch(server.url + 'file.bin', path)
     assert read(path) == CONTENT
 
 
@@ -220,14 +220,14 @@ def test_a_busy_server(server, path):
 def test_a_server_that_says_no(code, tries, server, path):
     server.codes = {'/file.bin': [code] * 9}
     with pytest.raises(UserError) as refused:
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
     assert '%sfile.bin: %d ' % (server.url, code) in str(refused.value)
     assert len(server.seen) == tries and not os.path.exists(path)
 
 
 def test_no_server(path):
     with pytest.raises(UserError) as refused:
-        download.fetch('http://127.0.0.1:9/file.bin', path)
+        transfer.fetch('http://127.0.0.1:9/file.bin', path)
     assert 'http://127.0.0.1:9/file.bin: ' in str(refused.value)
 
 
@@ -241,11 +241,11 @@ def test_what_hugging_face_says_of_a_file(sent, said, server, path):
         'X-Linked-Size': str(len(CONTENT))})
     if said is None:
         server.cuts = [1000]  # the range has to survive the redirect
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
         assert read(path) == CONTENT and ranges(server)[-1] == 'bytes=1000-'
         return
     with pytest.raises(UserError) as refused:
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
     assert said in str(refused.value)
     assert not os.path.exists(path) and not os.path.exists(path + '.part')
 
@@ -257,7 +257,7 @@ class Full(io.BytesIO):
 
 def test_no_space_left(server, tmp_path, monkeypatch):
     server.files['/roberta/config.json'] = CONTENT
-    monkeypatch.setattr(download, 'open', lambda name, mode='r': (
+    monkeypatch.setattr(transfer, 'open', lambda name, mode='r': (
         Full() if name.endswith('.part') else open(name, mode)), raising=False)
     with pytest.raises(UserError) as refused:
         run(server, tmp_path, 'roberta')
@@ -267,14 +267,14 @@ def test_no_space_left(server, tmp_path, monkeypatch):
 def test_no_space_left_for_what_is_in_an_archive(server, tmp_path, monkeypatch, published):
     """What has come through the network stays, and does not come again."""
     server.files['/afqmc_public.zip'] = archive(sorted(published('afqmc').items()))
-    monkeypatch.setattr(download, 'open', lambda name, mode='r': (
+    monkeypatch.setattr(transfer, 'open', lambda name, mode='r': (
         Full() if name.endswith('dev.json') else open(name, mode)), raising=False)
     with pytest.raises(UserError) as refused:
         run(server, tmp_path, 'afqmc')
     assert str(refused.value) == 'afqmc: No space left on device'
     assert os.listdir(str(tmp_path / 'data')) == ['afqmc.download']
     assert os.listdir(str(tmp_path / 'data' / 'afqmc.download')) == ['afqmc_public.zip']
-    monkeypatch.delattr(download, 'open')
+    monkeypatch.delattr(transfer, 'open')
     run(server, tmp_path, 'afqmc')
     assert len(server.seen) == 1 and os.listdir(str(tmp_path / 'data')) == ['afqmc']
 
@@ -410,7 +410,7 @@ def test_checksums_are_of_genuine_files(clue):
     published = {(name, file): published.md5 for name in tasks.CLUE
                  for file, published in tasks.load_task(name).published.items()
                  if published.md5 and (name, file) not in others}
-    assert published == {(name, file): download.digest(os.path.join(clue, name, file), 'md5')
+    assert published == {(name, file): files.file_digest(os.path.join(clue, name, file), 'md5')
                          for name, file in published}
     assert len(published) == 27
 
@@ -431,8 +431,8 @@ WRONG = {
 
 @pytest.mark.parametrize('case', sorted(WRONG))
 def test_archives_that_are_refused(case, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, 'LARGEST', 100000)
-    monkeypatch.setattr(download, 'MEMBERS', 20)
+    monkeypatch.setattr(transfer, 'LARGEST', 100000)
+    monkeypatch.setattr(transfer, 'MEMBERS', 20)
     members, said = WRONG[case]
     server.files['/afqmc_public.zip'] = archive(members)
     with pytest.raises(UserError) as refused:
@@ -566,7 +566,7 @@ def test_control_bytes_of_a_server(server, path):
         responses = {**Handler.responses, 404: ('no \x1b[2J\x07 such', '')}
     server.RequestHandlerClass = Reason
     with pytest.raises(UserError) as refused:
-        download.fetch(server.url + 'file.bin', path)
+        transfer.fetch(server.url + 'file.bin', path)
     assert '404 no \\x1b[2J\\x07 such' in str(refused.value)
 
 

@@ -1,6 +1,7 @@
 """The house: three floors, imports that run downwards only, no TensorFlow where nothing is computed."""
 import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -79,6 +80,14 @@ def test_the_root_is_seen_at_a_glance():
     assert set(tasks.NAMES) < {name[:-3] for name in files('')}
     with open(os.path.join(ROOT, 'models.py'), encoding='utf-8') as reader:
         assert len(reader.readlines()) < 200
+
+
+def test_the_design_names_every_file():
+    said = small.read_text(os.path.join(ROOT, 'docs', 'design.md'))
+    for folder in ('fltuning', 'tools'):
+        table = said.split('| in `%s/` |' % folder)[1].split('\n\n')[0]
+        named = re.findall(r'`(\w+\.py)`', table)
+        assert sorted(named) == [name for name in files(folder) if not name.startswith('__')]
 
 
 def test_the_scripts_read_the_registry():

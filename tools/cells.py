@@ -6,7 +6,7 @@ import shutil
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from fltuning.errors import UserError
-from fltuning.files import file_sha256, read_json, to_json, write_json
+from fltuning.files import file_digest, read_json, to_json, write_json
 from tasks import load_task
 from tools.estimates import Estimate, estimate
 from tools.methods import METHODS, method_flags, read_config
@@ -113,7 +113,7 @@ def backbone_hash(folder: str) -> str:
     if not any('.ckpt' in name or name.endswith(('.safetensors', '.bin')) for name in files):
         raise UserError('%s: no weights; expected bert_model.ckpt, model.safetensors or pytorch_model.bin'
                         % folder)
-    return hashlib.sha256(to_json([(name, file_sha256(os.path.join(folder, name))) for name in files])
+    return hashlib.sha256(to_json([(name, file_digest(os.path.join(folder, name))) for name in files])
                           .encode('utf-8')).hexdigest()
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from fltuning.errors import UserError
-from fltuning.files import file_sha256, write_json, write_tensors, write_text
+from fltuning.files import file_digest, write_json, write_tensors, write_text
 from fltuning.tokenizer import load_tokens
 from tasks import ROOT
 from tools.e5 import convert, read_model
@@ -75,7 +75,7 @@ def installers():
 
 
 def is_model(path):
-    return os.path.isfile(path) and file_sha256(path) == MODEL_SHA256
+    return os.path.isfile(path) and file_digest(path) == MODEL_SHA256
 
 
 def write_folder(model_path, dict_path, folder):
@@ -93,6 +93,6 @@ def write_folder(model_path, dict_path, folder):
     write_tokenizer(dict_path, folder)
     write_tensors(os.path.join(folder, 'model.safetensors'), weights, {'format': 'pt'})
     write_text(os.path.join(folder, 'README.md'), README.format(
-        model=MODEL, package=PACKAGE, sha256=file_sha256(model_path), vocab=file_sha256(dict_path),
+        model=MODEL, package=PACKAGE, sha256=file_digest(model_path), vocab=file_digest(dict_path),
         **dict(config, **{name.replace(' ', '_'): format(count, ',') for name, count in counts.items()})))
     return counts

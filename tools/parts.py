@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from fltuning.classification import Classification
 from fltuning.errors import UserError
-from fltuning.files import file_sha256, parse_json, read_json, read_lines, to_json, write_text
+from fltuning.files import file_digest, parse_json, read_json, read_lines, to_json, write_text
 from fltuning.reading_comprehension import ReadingComprehension
 from fltuning.records import find_strings
 from fltuning.task import Task
@@ -117,7 +117,7 @@ def write_part(task: Task, folder: str, train_files: List[str], pairs: tuple,
     data_path = os.path.join(folder, digest[:16])
     for file, text in texts.items():
         path = os.path.join(data_path, task.name, file)
-        if not os.path.exists(path) or file_sha256(path) != hashlib.sha256(text.encode('utf-8')).hexdigest():
+        if not os.path.exists(path) or file_digest(path) != hashlib.sha256(text.encode('utf-8')).hexdigest():
             write_text(path, text)
     with contextlib.redirect_stdout(io.StringIO()):
         dev = task.load(os.path.join(data_path, task.name), task.dev_files, True)

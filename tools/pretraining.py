@@ -13,7 +13,7 @@ import numpy as np
 import snippets
 from fltuning import checkpoints, deltas, steps, weights
 from fltuning.errors import UserError
-from fltuning.files import file_sha256, replacing, write_json, write_text
+from fltuning.files import file_digest, replacing, write_json, write_text
 from fltuning.graphs import Graph
 from fltuning.initializers import set_seed
 from fltuning.loss_scale import LossScale
@@ -41,7 +41,7 @@ def prepare(settings):
     if settings.init_checkpoint:
         tokens, config, _ = read_backbone(settings, 'init_checkpoint')
     files = [file for path in settings.texts for file, _ in find_text_files(path)]
-    made_of = json.dumps([list(map(file_sha256, files)), settings.vocab_size, settings.whole_words,
+    made_of = json.dumps([list(map(file_digest, files)), settings.vocab_size, settings.whole_words,
                           settings.held_out])
     if os.path.exists(cache):
         theirs, corpus = read_corpus(cache, made_of)

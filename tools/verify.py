@@ -12,7 +12,7 @@ import tempfile
 from typing import Any, Dict, Iterator, List, Optional
 
 from fltuning.errors import Parser, UserError
-from fltuning.files import file_sha256, read_json
+from fltuning.files import file_digest, read_json
 from fltuning.records import Record, shorten
 from tasks import NAMES, ROOT, find_data, load_task
 from train import RunSettings
@@ -73,7 +73,7 @@ def changed_data(record: Record, folder: str) -> Iterator[str]:
         path = os.path.join(folder, name)
         if not os.path.exists(path):
             yield '%s: the file is not there any more' % path
-        elif file_sha256(path) != expected:
+        elif file_digest(path) != expected:
             yield '%s: the file is another one than that of the run' % path
 
 
