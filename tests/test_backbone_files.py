@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import small
 import snippets
 import train
-from fltuning import checkpoints, memory
+from fltuning import checkpoints, hf_weights, memory
 from fltuning.errors import UserError
 from pytorch import torch_python
 from tasks import load_task
@@ -35,7 +35,7 @@ def refused():
 
 
 def huggingface_weights(paths):
-    return {checkpoints.huggingface_name(name): checkpoints.transposed(name, value)
+    return {hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
             for name, value in checkpoints.read_variables(paths['checkpoint_path']).items()}
 
 
@@ -170,7 +170,7 @@ def test_one_value_that_is_no_number(layout, value, backbone, tmp_path, refused,
             checkpoints.write_checkpoint(path, variables)
     else:
         path = str(tmp_path / 'model.safetensors')
-        save_file({checkpoints.huggingface_name(n): checkpoints.transposed(n, v)
+        save_file({hf_weights.huggingface_name(n): hf_weights.transposed(n, v)
                    for n, v in variables.items()}, path)
     line = refused(checkpoints.read_variables, path)
     assert line.startswith('%s: %s: 1 of 384 values are infinite or not a number' % (path, name))

@@ -16,7 +16,7 @@ import small
 import tasks
 from fltuning.task import Published
 from tools import download, transfer
-from fltuning import checkpoints, errors, files
+from fltuning import checkpoints, errors, files, hf_weights
 from fltuning.errors import UserError
 
 CONTENT = bytes(bytearray(range(256))) * 2000
@@ -479,7 +479,7 @@ def backbone(tmp_path_factory):
     """{file: content} of a small backbone, in Google's layout and in Hugging Face's."""
     folder = tmp_path_factory.mktemp('backbone')
     paths = small.write_backbone(folder)
-    save_file({checkpoints.huggingface_name(name): checkpoints.transposed(name, value) for name, value
+    save_file({hf_weights.huggingface_name(name): hf_weights.transposed(name, value) for name, value
                in checkpoints.read_variables(paths['checkpoint_path']).items()},
               str(folder / 'model.safetensors'))
     files = {file: read(folder / file) for file in os.listdir(str(folder))}

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backbones
-from fltuning import checkpoints
+from fltuning import checkpoints, hf_weights
 from fltuning import deltas, weights
 from tools import export
 import predict
@@ -422,13 +422,13 @@ def test_names_there_and_back(kind):
                   type_vocab_size=2, max_position_embeddings=5)
     shapes = backbones.variable_shapes(kind, config)
     for name in shapes:
-        there = checkpoints.huggingface_name(name, {'roberta': 'bert'}.get(kind, kind))
-        assert checkpoints.google_name(there) == name
+        there = hf_weights.huggingface_name(name, {'roberta': 'bert'}.get(kind, kind))
+        assert hf_weights.google_name(there) == name
         if there.startswith('bert.'):
-            assert checkpoints.google_name(there[5:]) == name  # saved without its prefix
-    assert checkpoints.google_name('cls.predictions.decoder.weight') is None
-    assert checkpoints.google_name('bert.embeddings.position_ids') is None
-    assert checkpoints.google_name('bert.embeddings.LayerNorm.gamma') == (
+            assert hf_weights.google_name(there[5:]) == name  # saved without its prefix
+    assert hf_weights.google_name('cls.predictions.decoder.weight') is None
+    assert hf_weights.google_name('bert.embeddings.position_ids') is None
+    assert hf_weights.google_name('bert.embeddings.LayerNorm.gamma') == (
         'bert/embeddings/LayerNorm/gamma')
 
 
@@ -442,7 +442,7 @@ def test_a_whole_run_on_a_huggingface_folder(make, tmp_path, clear_session):
                   torch_dtype='float32')
     small.write_json(folder / 'config.json', config)
     variables = checkpoints.read_variables(paths['checkpoint_path'])
-    save_file({checkpoints.huggingface_name(name): checkpoints.transposed(name, value)
+    save_file({hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
                for name, value in variables.items()}, str(folder / 'model.safetensors'))
     small.write_task(tmp_path, 'afqmc')
     records = [train.run(type(load_task('afqmc')), small.flags(dict(

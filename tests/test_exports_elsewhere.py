@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 import small
 import train
-from fltuning import checkpoints, deltas
+from fltuning import checkpoints, deltas, hf_weights
 from fltuning.errors import UserError
 from fltuning.tokenizer import FastTokenizer, load_tokens
 from tasks import load_task
@@ -80,7 +80,7 @@ def test_weights_that_are_no_numbers_are_not_exported(format, value, tuned, tmp_
     variables.setdefault(name, np.zeros([16, 16], 'float32'))[0, 1] = value
     folder = tmp_path / 'hf'
     os.makedirs(str(folder))
-    save_file({checkpoints.huggingface_name(name): checkpoints.transposed(name, value)
+    save_file({hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
                for name, value in variables.items()}, str(folder / 'model.safetensors'))
     with pytest.raises(UserError) as refused:
         run(format, dict(paths, checkpoint_path=str(folder)), weights, tmp_path / 'out')

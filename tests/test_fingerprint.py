@@ -9,7 +9,7 @@ import make_cross
 import predict
 import small
 import snippets
-from fltuning import checkpoints, deltas, weights
+from fltuning import checkpoints, deltas, hf_weights, weights
 from fltuning.compat import K
 from fltuning.errors import UserError
 from fltuning.files import write_tensors
@@ -51,7 +51,7 @@ def to_huggingface(paths, folder):
     small.write_json(folder / 'config.json', dict(config, model_type=model_type))
     small.write_text(folder / 'vocab.txt', small.read_text(paths['dict_path']))
     write_tensors(str(folder / 'model.safetensors'), {
-        checkpoints.huggingface_name(name, model_type): checkpoints.transposed(name, value)
+        hf_weights.huggingface_name(name, model_type): hf_weights.transposed(name, value)
         for name, value in checkpoints.read_variables(paths['checkpoint_path']).items()}, {})
     return checkpoints.find_files(str(folder))
 

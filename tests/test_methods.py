@@ -14,7 +14,7 @@ import test_export
 import test_models
 import train
 from afqmc import AFQMC
-from fltuning import checkpoints, deltas, methods, weights
+from fltuning import checkpoints, deltas, hf_weights, methods, weights
 from fltuning.compat import K, keras
 from fltuning.errors import UserError
 from models import PtuningV2AddFNNPtuning, build_transformer_model
@@ -487,8 +487,8 @@ def test_the_same_in_peft(batch, tmp_path, pytorch):
             variables['bert/embeddings/position_embeddings'] = np.pad(table, [[SIZE, 0], [0, 0]], 'constant')
         for name, value in variables.items():
             if name.startswith('bert/') and 'pooler' not in name:
-                there = checkpoints.huggingface_name(name).replace('bert.', '', 1)
-                arrays['backbone/' + there] = checkpoints.transposed(name, value)
+                there = hf_weights.huggingface_name(name).replace('bert.', '', 1)
+                arrays['backbone/' + there] = hf_weights.transposed(name, value)
         config = checkpoints.read_config(backbone.config_path)
         config.update({'embedding_size': 16} if kind == 'roformer' else {},
                       max_position_embeddings=80 + SIZE if prompts and kind == 'roberta' else 80)

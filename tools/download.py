@@ -188,15 +188,15 @@ def find_missing(folder, files):
 
 def check_file_of_backbone(path):
     """Raises UserError if a file is not what its name says, e.g. a page of the network's login."""
-    from fltuning import checkpoints, tokenizer  # which load TensorFlow
+    from fltuning import checkpoints, hf_weights, tokenizer  # which load TensorFlow
     if path.endswith('config.json'):
         checkpoints.read_config(path)
     elif path.endswith('vocab.txt'):
         tokenizer.load_tokens(path)
     elif path.endswith('.index'):
         checkpoints.check_weights(path[:-len('.index')])
-    elif checkpoints.is_huggingface(path):
-        checkpoints.check_weights(path)
+    elif hf_weights.is_huggingface(path):
+        hf_weights.check_weights(path)
 
 
 def find_wrong(folder, files):

@@ -22,7 +22,7 @@ from hypothesis import strategies
 
 import predict
 import snippets
-from fltuning import checkpoints, deltas, weights
+from fltuning import checkpoints, deltas, hf_weights, weights
 from fltuning.errors import UserError
 from fltuning.files import read_json
 from fltuning.graphs import Graph
@@ -257,7 +257,7 @@ def write_genuine(folder: str) -> None:
     config = dict(read_json(paths['config_path']), model_type='bert')
     with open(os.path.join(hf, 'config.json'), 'w') as writer:
         json.dump(config, writer)
-    checkpoints_tensors = {checkpoints.huggingface_name(name): checkpoints.transposed(name, value)
+    checkpoints_tensors = {hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
                            for name, value in variables.items()}
     from fltuning.files import write_tensors
     write_tensors(os.path.join(hf, 'model.safetensors'), checkpoints_tensors, {'format': 'pt'})

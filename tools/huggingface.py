@@ -3,9 +3,9 @@ import os
 
 import numpy as np
 
-from fltuning.checkpoints import huggingface_name, transposed
 from fltuning.errors import UserError
 from fltuning.files import write_json
+from fltuning.hf_weights import huggingface_name, transposed
 from tools.merged import refuse_prompts, write_floats, write_head
 from tools.tokenizer_files import PEFT, TRANSFORMERS, write_readme, write_tokenizer, write_tokenizer_config
 
