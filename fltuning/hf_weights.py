@@ -57,6 +57,11 @@ def transposed(name, value):
     return np.ascontiguousarray(value.T) if name.endswith('/kernel') else value
 
 
+def to_huggingface(variables: Dict[str, Any], kind: str = 'bert') -> Dict[str, Any]:
+    """{Google's name: array} as Hugging Face has them; kind is the model_type."""
+    return {huggingface_name(name, kind): transposed(name, value) for name, value in variables.items()}
+
+
 def read_weights(path: str) -> Iterator[Tuple[str, Any]]:
     """(name, float32 array) of a checkpoint's weights. Raises UserError if a file cannot be read."""
     for part in parts(path):

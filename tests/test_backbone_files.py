@@ -35,8 +35,7 @@ def refused():
 
 
 def huggingface_weights(paths):
-    return {hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
-            for name, value in checkpoints.read_variables(paths['checkpoint_path']).items()}
+    return hf_weights.to_huggingface(checkpoints.read_variables(paths['checkpoint_path']))
 
 
 # ------------------------------------------------------------------ settings that name them
@@ -170,8 +169,7 @@ def test_one_value_that_is_no_number(layout, value, backbone, tmp_path, refused,
             checkpoints.write_checkpoint(path, variables)
     else:
         path = str(tmp_path / 'model.safetensors')
-        save_file({hf_weights.huggingface_name(n): hf_weights.transposed(n, v)
-                   for n, v in variables.items()}, path)
+        save_file(hf_weights.to_huggingface(variables), path)
     line = refused(checkpoints.read_variables, path)
     assert line.startswith('%s: %s: 1 of 384 values are infinite or not a number' % (path, name))
     small.write_task(tmp_path, 'afqmc')

@@ -479,8 +479,7 @@ def backbone(tmp_path_factory):
     """{file: content} of a small backbone, in Google's layout and in Hugging Face's."""
     folder = tmp_path_factory.mktemp('backbone')
     paths = small.write_backbone(folder)
-    save_file({hf_weights.huggingface_name(name): hf_weights.transposed(name, value) for name, value
-               in checkpoints.read_variables(paths['checkpoint_path']).items()},
+    save_file(hf_weights.to_huggingface(checkpoints.read_variables(paths['checkpoint_path'])),
               str(folder / 'model.safetensors'))
     files = {file: read(folder / file) for file in os.listdir(str(folder))}
     return dict(files, **{'config.json': files['bert_config.json'],

@@ -442,8 +442,7 @@ def test_a_whole_run_on_a_huggingface_folder(make, tmp_path, clear_session):
                   torch_dtype='float32')
     small.write_json(folder / 'config.json', config)
     variables = checkpoints.read_variables(paths['checkpoint_path'])
-    save_file({hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
-               for name, value in variables.items()}, str(folder / 'model.safetensors'))
+    save_file(hf_weights.to_huggingface(variables), str(folder / 'model.safetensors'))
     small.write_task(tmp_path, 'afqmc')
     records = [train.run(type(load_task('afqmc')), small.flags(dict(
         where, data_path=tmp_path, output_dir=tmp_path / name, epochs=1)))

@@ -80,8 +80,7 @@ def test_weights_that_are_no_numbers_are_not_exported(format, value, tuned, tmp_
     variables.setdefault(name, np.zeros([16, 16], 'float32'))[0, 1] = value
     folder = tmp_path / 'hf'
     os.makedirs(str(folder))
-    save_file({hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
-               for name, value in variables.items()}, str(folder / 'model.safetensors'))
+    save_file(hf_weights.to_huggingface(variables), str(folder / 'model.safetensors'))
     with pytest.raises(UserError) as refused:
         run(format, dict(paths, checkpoint_path=str(folder)), weights, tmp_path / 'out')
     assert name in str(refused.value) and '1 of 256 values' in str(refused.value)

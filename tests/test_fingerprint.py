@@ -50,9 +50,8 @@ def to_huggingface(paths, folder):
     os.makedirs(str(folder))
     small.write_json(folder / 'config.json', dict(config, model_type=model_type))
     small.write_text(folder / 'vocab.txt', small.read_text(paths['dict_path']))
-    write_tensors(str(folder / 'model.safetensors'), {
-        hf_weights.huggingface_name(name, model_type): hf_weights.transposed(name, value)
-        for name, value in checkpoints.read_variables(paths['checkpoint_path']).items()}, {})
+    write_tensors(str(folder / 'model.safetensors'), hf_weights.to_huggingface(
+        checkpoints.read_variables(paths['checkpoint_path']), model_type), {})
     return checkpoints.find_files(str(folder))
 
 

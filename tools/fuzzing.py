@@ -257,10 +257,8 @@ def write_genuine(folder: str) -> None:
     config = dict(read_json(paths['config_path']), model_type='bert')
     with open(os.path.join(hf, 'config.json'), 'w') as writer:
         json.dump(config, writer)
-    checkpoints_tensors = {hf_weights.huggingface_name(name): hf_weights.transposed(name, value)
-                           for name, value in variables.items()}
     from fltuning.files import write_tensors
-    write_tensors(os.path.join(hf, 'model.safetensors'), checkpoints_tensors, {'format': 'pt'})
+    write_tensors(os.path.join(hf, 'model.safetensors'), hf_weights.to_huggingface(variables), {'format': 'pt'})
     tokenizer, keep_tokens = snippets.load_tokenizer(paths['dict_path'])
     task = load_task('afqmc', tokenizer)
     with Graph().build():

@@ -5,7 +5,7 @@ import numpy as np
 
 from fltuning.errors import UserError
 from fltuning.files import write_json
-from fltuning.hf_weights import huggingface_name, transposed
+from fltuning.hf_weights import to_huggingface
 from tools.merged import refuse_prompts, write_floats, write_head
 from tools.tokenizer_files import PEFT, TRANSFORMERS, write_readme, write_tokenizer, write_tokenizer_config
 
@@ -65,8 +65,7 @@ def huggingface_weights(exported):
     # All segments were trained as 0; the tokenizers there mark a second text with 1.
     segments = variables['bert/embeddings/token_type_embeddings']
     variables['bert/embeddings/token_type_embeddings'] = np.repeat(segments[:1], len(segments), 0)
-    weights = {huggingface_name(name, kind): transposed(name, value)
-               for name, value in variables.items() if name.startswith('bert/')}
+    weights = to_huggingface({name: value for name, value in variables.items() if name.startswith('bert/')}, kind)
     if kind == 'roformer':  # it has no pooler, and its positions are a weight, though not trained
         weights = {name: value for name, value in weights.items() if '.pooler.' not in name}
         size = exported.config['hidden_size'] // exported.config['num_attention_heads']

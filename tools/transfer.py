@@ -178,6 +178,7 @@ def unpack_member(opened, member, folder, wanted):
             parts[-1].endswith(wanted)):
         return
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # As zipfile says it of what it can't unpack; `unpack` makes one line of either.
         raise NotImplementedError('%s is not deflated' % member.filename)
     target = os.path.join(folder, parts[-1])
     if os.path.exists(target):
