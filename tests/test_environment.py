@@ -173,7 +173,7 @@ def test_an_environment_is_set_up_once_from_the_lock_alone(project):
     assert len(err.splitlines()) == 1 and '.envs/tf1' in err and 'once' in err
     venv, pip = project.uv_calls()
     assert venv == 'venv --quiet --python %s/python3.7 .envs/tf1' % project.bin
-    assert pip == ('pip install --quiet --no-deps --build-constraint scripts/tf1.lock'
+    assert pip == ('pip install --quiet --compile-bytecode --no-deps --build-constraint scripts/tf1.lock'
                    ' --python .envs/tf1/bin/python --requirement scripts/tf1.lock')
     with open(os.path.join(project.home, 'network')) as f:
         assert f.read() == 'http://localhost:1 %s\n' % __file__
