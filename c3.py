@@ -80,6 +80,9 @@ class C3(MultipleChoice):
         ends = np.cumsum([len(encoded.rows) for encoded in batch])
         return np.split(outputs[:, 0], ends[:-1])
 
+    def text_of(self, sample):
+        return sample.passage
+
     def choose(self, samples, results):
         """The filled-up choices are never chosen."""
         return [int(scores[:len(sample.choices)].argmax())

@@ -141,6 +141,9 @@ class CHID(MultipleChoice):
     def record_key(self, sample):
         return sample.line
 
+    def text_of(self, sample):
+        return sample.line
+
     def choices(self, sample):
         return sample.tag, sample.candidates
 

@@ -175,7 +175,7 @@ class Run:
         if self.data.drawn:
             self.record['few_shot'] = self.data.drawn
         self.seconds, self.train_seconds = 0.0, 0.0  # of the parts of the run before this process
-        self.place, self.results = Place(), None
+        self.place, self.results, self.last_results = Place(), None, None
 
     def predict(self, encoded: list, description: str) -> list:
         return self.trainer.predict(self.task, encoded, description, padded=self.settings.padded)
@@ -236,7 +236,7 @@ class Run:
         self.place = place
         state = self.get_state((step - 1) // self.batches)
         results = self.predict(self.data.dev_encoded, 'dev')
-        scores = self.task.score(self.data.dev, results)
+        scores, self.last_results = self.task.score(self.data.dev, results), results
         entry = history.add(step, loss, scores, time.time() - self.since)
         if history.selected is entry:
             self.values, self.results = self.trainer.get_values(), results
@@ -285,10 +285,15 @@ class Run:
         """Predictions of the selected weights, and the record of the run."""
         task, history, record = self.task, self.history, self.record
         selected = summary(history.selected)
+        if self.last_results is None and 'stopped' not in record:  # its last evaluation was before it was resumed
+            self.last_results = self.predict(self.data.dev_encoded, 'dev')
         self.trainer.set_values(self.values)
         self.written.append(self.path('weights', task.name + '.weights'))
         if self.results is None:
             self.results = self.predict(self.data.dev_encoded, 'dev')
+        record['dev_points'] = {
+            name: run_record.pack_points(task.points(self.data.dev, results))
+            for name, results in [('last', self.last_results), ('selected', self.results)] if results is not None}
         errors = task.errors(self.data.dev, self.results)
         if errors is not None:
             self.write(task.name + '_dev_errors.tsv', ''.join(

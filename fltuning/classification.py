@@ -72,6 +72,9 @@ class Classification(Task):
             ('accuracy', float((gold == predicted).mean())),
             ('macro_f1', float(f1_score(gold, predicted, average='macro')))])
 
+    def answers(self, samples, results):
+        return [(None, int(r.argmax() == s.label), 1) for s, r in zip(samples, results)]
+
     def submission(self, samples, results):
         # FewCLUE wants ids as its test files have them.
         return ''.join(json_line(id=s.id if self.split else str(s.id), label=self.labels[r.argmax()])

@@ -124,6 +124,11 @@ class EntityRecognition(Task):
             ('f1', 2.0 * right / max(found + gold, 1)),
             ('precision', float(right) / max(found, 1)), ('recall', float(right) / max(gold, 1))])
 
+    def answers(self, samples, results):
+        """F1's: a right entity counts in what was found and in what is there."""
+        return [(None, 2 * len(s.entities & set(found)), len(found) + len(s.entities))
+                for s, found in zip(samples, results)]
+
     def submission(self, samples, results):
         return ''.join(json_line(id=s.id, text=s.text, label=self.spans(s, found))
                        for s, found in zip(samples, results))

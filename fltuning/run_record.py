@@ -1,7 +1,7 @@
 """The record of a run, results/TASK_run.json, beside those of other runs: earlier ones, and of other seeds."""
 import os
 import statistics
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from fltuning.errors import UserError
 from fltuning.files import file_digest, read_json, set_aside
@@ -31,6 +31,25 @@ def checksums(paths: List[str], output_dir: str) -> Dict[str, str]:
     """{file in the output folder, as weights/TASK.weights: SHA-256}."""
     return {os.path.relpath(path, output_dir or '.').replace(os.sep, '/'): file_digest(path)
             for path in paths}
+
+
+def pack_counts(counts: List[int]) -> str:
+    """Small numbers as a short text: a digit each, where that is enough.
+
+    >>> pack_counts([1, 0, 2]), pack_counts([1, 12]), unpack_counts('102'), unpack_counts('1 12 ')
+    ('102', '1 12 ', [1, 0, 2], [1, 12])
+    """
+    return ''.join(map(str, counts)) if max(counts) < 10 else ''.join('%d ' % count for count in counts)
+
+
+def unpack_counts(text: str) -> List[int]:
+    """What `pack_counts` made. Raises ValueError."""
+    return [int(count) for count in (text.split() if ' ' in text else text)]
+
+
+def pack_points(points: Tuple[List[int], List[int]]) -> Dict[str, str]:
+    """What `Task.points` says, as it stands in a record: {got, possible}."""
+    return dict(zip(('got', 'possible'), map(pack_counts, points)))
 
 
 def seed_folder(output_dir: str, seed: int) -> str:

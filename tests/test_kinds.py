@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import small
 import snippets
+import tasks
 import train
 from c3 import C3, Sample
 from chid import CHID, Blank
@@ -657,6 +658,30 @@ def test_reading_score(tokenizer, tmp_path):
     scores = task.score(windows, [(-1.0,) + span for span in spans])
     assert scores == {'exact_match': 0.5, 'f1': (1 + 1 + 6 / 8.0 + 0) / 4, 'position_match': 0.25}
     assert list(scores)[0] == task.metric == 'exact_match'
+
+
+RANDOM_RESULTS = {  # {metric: random results, some of them right}
+    'accuracy': lambda task, sample, random: np.eye(200)[sample.label if random.rand() < 0.5 else random.randint(2)][
+        :max(len(task.labels), task.rows_per_sample)],
+    'f1': lambda task, sample, random: [entity for entity in sorted(sample.entities) if random.rand() < 0.5] + [
+        (kind, 0, 0) for kind in task.labels if random.rand() < 0.2],
+    'exact_match': lambda task, sample, random: (random.randn(),) + sample.question.places[0],
+}
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_points_make_the_score(name, tokenizer):
+    """The score is the ratio of sums of points, and a text's samples are counted together."""
+    task, random = load_task(name, tokenizer, 64), np.random.RandomState(3)
+    samples = task.load(tasks.find_data(name, 'clue_dataset/sample'), task.dev_files, True)
+    results = [RANDOM_RESULTS[task.metric](task, sample, random) for sample in samples]
+    if name == 'cmrc2018':  # the best of a question's windows is wrong for one in two
+        results = [result if random.rand() < 0.5 else (99.0, 0, 0) for result in results]
+    got, possible = task.points(samples, results)
+    score = sum(got) / float(sum(possible))
+    assert abs(score - task.score(samples, results)[task.metric]) < 1e-12 and 0 < score < 1
+    texts = {'c3': lambda s: s.passage, 'chid': lambda s: s.line, 'cmrc2018': lambda s: s.question.passage}
+    assert len(got) == len(possible) == len({texts.get(name, id)(sample) for sample in samples})
 
 
 def test_files_that_share_ids(tokenizer, tmp_path):
