@@ -3,12 +3,13 @@ import collections
 import glob
 import math
 import os
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from fltuning.errors import UserError
 from fltuning.files import read_json, to_json
+from fltuning.run_record import unpack_counts
 from tools import cells, statistics
 from tools.methods import METHODS
 from tools.statistics import Interval
@@ -25,7 +26,8 @@ class Point(NamedTuple):
 
 class Row(NamedTuple):
     """A finished run. score: as the grid selects it; None where the training diverged. seconds: of training,
-    without evaluation. commonest: the share of dev's commonest label; None where it is not known, or there are none."""
+    without evaluation. commonest: the share of dev's commonest label; None where it is not known, or there are none.
+    points: of each text of dev, got and to get (`Task.points`); None where the record has none."""
     task: str
     backbone: str
     variant: 'Variant'
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     memory: Optional[int]
     dev: int
     commonest: Optional[float]
+    points: Optional[Tuple[List[int], List[int]]] = None
 
     @property
     def pair(self) -> tuple:
@@ -145,13 +148,16 @@ class Results:
 
     def overall(self, backbone: str, first: Variant, second: Variant) -> Optional[Tuple[Interval, int]]:
         """(the difference over the tasks that have an interval, their number); over all where none has."""
-        found = {task: statistics.differences(self.scores(task, backbone, first), self.scores(task, backbone, second))
-                 for task in self.tasks}
-        found = statistics.judged(found)
+        found = self.compared(backbone, first, second)
         if not found:
             return None
         return statistics.over_tasks(list(found.values()),
                                      [self.resolution(task, backbone) for task in found]), len(found)
+
+    def compared(self, backbone: str, first: Variant, second: Variant) -> Dict[str, Sequence[float]]:
+        """{task: differences, a value a pair of runs (or draw)} of the tasks that `overall` is over."""
+        return statistics.judged({task: statistics.differences(
+            self.scores(task, backbone, first), self.scores(task, backbone, second)) for task in self.tasks})
 
     def marks(self, task: str, backbone: str) -> Dict[Variant, str]:
         """{variant: 'best', or 'close' where the data do not tell it from the best}.
@@ -274,7 +280,7 @@ def load(folder: str) -> Results:
             if result['labels']['stage'] == 'whole':
                 rows.append(read_row(result, select, several_rates=grid.get('search') is None))
                 whole.append(result)
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError('%s: not a result of a cell of this version' % path)
     choices = {(row.task, row.backbone, row.variant): result['labels']['rate']
                for row, result in zip(rows, whole)} if grid.get('search') is not None else {}
@@ -328,7 +334,13 @@ def read_row(result: Dict[str, Any], select: str, several_rates: bool) -> Row:
         labels['task'], labels['backbone'], variant, labels['seed'], labels['draw'], labels['metric'],
         None if result['diverged'] else score(result, select), history, parameters.get('trained'),
         parameters.get('all'), run.get('train_seconds'), run.get('peak_memory_mb'),
-        (run.get('samples') or labels['records'])['dev'], labels['commonest'])
+        (run.get('samples') or labels['records'])['dev'], labels['commonest'], read_points(run, select))
+
+
+def read_points(run: Dict[str, Any], select: str) -> Optional[Tuple[List[int], List[int]]]:
+    """Of the evaluation that counts."""
+    found = run.get('dev_points', {}).get('selected' if select == 'best' else 'last')
+    return found and (unpack_counts(found['got']), unpack_counts(found['possible']))
 
 
 def history_points(run: Dict[str, Any], labels: Dict[str, Any]) -> Iterable[Point]:

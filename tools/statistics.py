@@ -125,15 +125,15 @@ def bootstrap_interval(values: Sequence[float], level: float = LEVEL, draws: int
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def by_draw(scores: Dict[Any, float]) -> List[float]:
-    """{(draw, seed): value} as independent values: of several draws each draw's mean, of one all seeds.
+def by_draw(scores: Dict[Any, Any]) -> List[Any]:
+    """{(draw, seed): number or array} as independent values: of several draws each draw's mean, of one all seeds.
 
     Runs on the same drawn samples are not independent of each other.
     """
     draws = sorted({draw for draw, _ in scores}, key=str)
     if len(draws) < 2:
         return [scores[key] for key in sorted(scores, key=str)]
-    return [float(np.mean([value for (draw, _), value in sorted(scores.items(), key=str) if draw == name]))
+    return [np.mean([value for (draw, _), value in sorted(scores.items(), key=str) if draw == name], 0)
             for name in draws]
 
 

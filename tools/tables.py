@@ -1,10 +1,12 @@
 """The tables of a report: as lists of cells, and these as Markdown, LaTeX or HTML."""
+import functools
 import html
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
+from tools import dev_texts
 from tools.results import OURS, RIVAL, Results
 from tools.statistics import Interval
 
@@ -105,23 +107,42 @@ def score_table(results: Results, backbone: str) -> Table:
 
 def difference_table(results: Results, backbone: str) -> Optional[Table]:
     """FL-Tuning less each other, task by task and over tasks."""
-    rows, several = [], len([variant for variant in results.variants if variant.method == OURS]) > 1
-    for ours, variant in with_ours(results, backbone):
-        title = results.variant_title(variant)
-        items = [Item('%s less %s' % (results.variant_title(ours), title) if several else title)]
-        for task in results.tasks:
-            interval = results.difference(task, backbone, ours, variant)
-            items.append(Item('–' if interval is None else points(interval), is_decided(interval)))
-        rows.append(items + [overall_item(results, results.overall(backbone, ours, variant), points)])
-    if all(item.text == '–' for items in rows for item in items[1:]):
-        return None
+    rows = difference_rows(results, backbone, results.difference, results.overall)
     return Table(
         'FL-Tuning less each other method, ' + results.title(backbone),
         ['method'] + task_titles(results) + ['over tasks'], rows,
         'Points of a percent between runs of the same seed and draw, with 95 % intervals: Student’s t, over tasks '
         'Welch’s. Above 0 FL-Tuning is ahead; bold where 0 is outside. The intervals are over seeds and draws, '
         'not over other dev records, and each is for itself: of twenty true ties one is expected in bold. '
-        'Over tasks: over those with two pairs or more.')
+        'Over tasks: over those with two pairs or more.') if rows else None
+
+
+def other_texts_table(results: Results, backbone: str) -> Optional[Table]:
+    """The same, with what other dev texts would change."""
+    rows = difference_rows(results, backbone, functools.partial(dev_texts.difference, results),
+                           functools.partial(dev_texts.overall, results))
+    return Table(
+        'The same for other dev texts, too, ' + results.title(backbone),
+        ['method'] + task_titles(results) + ['over tasks'], rows,
+        'The same differences, with 95 % intervals over seeds and over dev’s texts, as if these were drawn anew as '
+        'well: what would hold on another dev set like it. –: runs have no points of texts, or no interval.'
+    ) if rows else None
+
+
+def difference_rows(results: Results, backbone: str, difference: Callable, overall: Callable) -> List[List[Item]]:
+    """A row for each method that FL-Tuning is compared with; none at all if all are empty.
+
+    difference, overall: what `Results` has under these names.
+    """
+    rows, several = [], len([variant for variant in results.variants if variant.method == OURS]) > 1
+    for ours, variant in with_ours(results, backbone):
+        title = results.variant_title(variant)
+        items = [Item('%s less %s' % (results.variant_title(ours), title) if several else title)]
+        for task in results.tasks:
+            interval = difference(task, backbone, ours, variant)
+            items.append(Item('–' if interval is None else points(interval), is_decided(interval)))
+        rows.append(items + [overall_item(results, overall(backbone, ours, variant), points)])
+    return rows if any(item.text != '–' for items in rows for item in items[1:]) else []
 
 
 def with_ours(results: Results, backbone: str) -> List[tuple]:
@@ -250,7 +271,8 @@ def rate_table(results: Results, backbone: str) -> Optional[Table]:
 def all_tables(results: Results, with_rliable: bool = True) -> List[Table]:
     found: List[Optional[Table]] = []
     for backbone in results.backbones:
-        found += [score_table(results, backbone), difference_table(results, backbone)]
+        found += [score_table(results, backbone), difference_table(results, backbone),
+                  other_texts_table(results, backbone)]
         if with_rliable:
             found.append(bootstrap_table(results, backbone))
         found += [convergence_table(results, backbone), cost_table(results, backbone), rate_table(results, backbone)]
@@ -303,11 +325,13 @@ def numbers(results: Results) -> Dict[str, Any]:
         ours = results.ours(variant)
         interval = (results.difference(task, backbone, ours, variant)
                     if ours and variant.method != OURS else None)
+        wider = interval and dev_texts.difference(results, task, backbone, ours, variant)
         found.append(dict(
             variant._asdict(), task=task, backbone=backbone, runs=len(rows), scores=scores,
             mean=float(np.mean(scores)) if scores else None,
             deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-            mark=marks[task, backbone].get(variant), ours_less_this=interval and list(interval)))
+            mark=marks[task, backbone].get(variant), ours_less_this=interval and list(interval),
+            for_other_texts=wider and list(wider)))
     without_rate = [dict(variant._asdict(), task=task, backbone=backbone, why=why)
                     for (task, backbone, variant), why in results.without_rate.items()]
     return {'name': results.name, 'found': found, 'without_rate': without_rate}

@@ -1,7 +1,7 @@
 """What a grid's results say and do not say, in sentences."""
 from typing import Dict, List
 
-from tools import cells
+from tools import cells, dev_texts
 from tools.results import RIVAL, Results, Variant
 from tools.tables import counted, points, times, with_ours
 
@@ -52,7 +52,8 @@ def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) ->
             'above': '%s is ahead of %s %s: %s.' % (us, them, tasks, said),
             'below': '%s is behind %s %s: %s.' % (us, them, tasks, said),
             'undecided': 'whether %s or %s is better %s is undecided: %s.' % (us, them, tasks, said),
-        }[interval.verdict()] + by_task(results, backbone, ours, theirs)]
+        }[interval.verdict()] + by_task(results, backbone, ours, theirs)
+            + for_other_texts(results, backbone, ours, theirs)]
     spread = results.spread(backbone, ours, theirs)
     if spread is not None:
         found.append('the scores of %s spread over runs %s times as much as those of %s %s%s.' % (
@@ -66,6 +67,16 @@ def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) ->
                 'above': ', so that %s converges faster' % us, 'below': ', so that %s converges faster' % them,
                 'undecided': ': which converges faster is undecided'}[ratio[0].verdict(1)]))
     return found
+
+
+def for_other_texts(results: Results, backbone: str, ours: Variant, theirs: Variant) -> str:
+    """The same as if dev's texts were drawn anew as well, where the runs have their points."""
+    found = dev_texts.overall(results, backbone, ours, theirs)
+    if found is None:
+        return ''
+    verdicts = [interval.verdict() for interval in (found[0], results.overall(backbone, ours, theirs)[0])]
+    return ' For other dev texts, too: %s%s.' % (points(found[0]), (
+        ', which leaves it undecided' if verdicts[0] != verdicts[1] else ''))
 
 
 def over(results: Results, number: int) -> str:
