@@ -134,10 +134,11 @@ def test_a_verdict_that_other_texts_undo(tmp_path):
 @pytest.mark.parametrize('spoil', [
     lambda result: result['run'].pop('dev_points') if result['labels']['seed'] == 2 else None,
     lambda result: result['run']['dev_points'].pop('last'),
+    lambda result: result['run'].update(few_shot={'train': [1], 'dev': [3, 8]}),
     lambda result: result['run']['dev_points'].update(last=pack_points(([1] * result['labels']['seed'],) * 2)),
 ])
 def test_without_the_points_of_all_there_is_none(tmp_path, spoil):
-    """Runs of before, or of other numbers of texts."""
+    """Runs of before, of dev texts that were drawn for each, or of other numbers of them."""
     test_report.write_results(tmp_path, spoil=with_points(spoil))
     loaded = results.load(str(tmp_path))
     assert tables.other_texts_table(loaded, 'roberta') is None

@@ -338,7 +338,9 @@ def read_row(result: Dict[str, Any], select: str, several_rates: bool) -> Row:
 
 
 def read_points(run: Dict[str, Any], select: str) -> Optional[Tuple[List[int], List[int]]]:
-    """Of the evaluation that counts."""
+    """Of the evaluation that counts; None where each draw has dev texts of its own, which no two then share."""
+    if 'dev' in run.get('few_shot', {}):
+        return None
     found = run.get('dev_points', {}).get('selected' if select == 'best' else 'last')
     return found and (unpack_counts(found['got']), unpack_counts(found['possible']))
 
