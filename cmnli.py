@@ -17,6 +17,9 @@ class CMNLI(Classification):
     maxlen, batch_size, epochs, learning_rate = 128, 32, 30, 1e-4
     left_out = ['-']  # on which the annotators did not agree
 
+    def text_of(self, sample):
+        return sample.first
+
 
 if __name__ == '__main__':
     main(CMNLI)

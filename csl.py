@@ -20,6 +20,9 @@ class CSL(Classification):
     def texts(self, record):
         return '；'.join(record.get_list('keyword', str)), record.get_text('abst')
 
+    def text_of(self, sample):
+        return sample.second
+
 
 if __name__ == '__main__':
     main(CSL)

@@ -34,6 +34,9 @@ class OCNLI(Classification):
         print('ocnli: trains on %s' % name)
         return [name]
 
+    def text_of(self, sample):
+        return sample.first
+
 
 if __name__ == '__main__':
     main(OCNLI)

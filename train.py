@@ -287,13 +287,16 @@ class Run:
         selected = summary(history.selected)
         if self.last_results is None and 'stopped' not in record:  # its last evaluation was before it was resumed
             self.last_results = self.predict(self.data.dev_encoded, 'dev')
+            self.results = self.last_results if history.selected is history.entries[-1] else None
         self.trainer.set_values(self.values)
         self.written.append(self.path('weights', task.name + '.weights'))
         if self.results is None:
             self.results = self.predict(self.data.dev_encoded, 'dev')
-        record['dev_points'] = {
-            name: run_record.pack_points(task.points(self.data.dev, results))
-            for name, results in [('last', self.last_results), ('selected', self.results)] if results is not None}
+        points = {
+            name: run_record.pack_points(task.points(self.data.dev, results), entry['dev'][task.metric])
+            for name, results, entry in [('last', self.last_results, history.entries[-1]),
+                                         ('selected', self.results, history.selected)] if results is not None}
+        record['dev_points'] = {name: packed for name, packed in points.items() if packed}
         errors = task.errors(self.data.dev, self.results)
         if errors is not None:
             self.write(task.name + '_dev_errors.tsv', ''.join(

@@ -1,4 +1,6 @@
 """CLUEWSC: does a pronoun mean this thing?"""
+import re
+
 from fltuning.classification import Classification
 from fltuning.task import Published
 from train import main
@@ -36,6 +38,9 @@ class WSC(Classification):
         for place, _, _, _, mark in sorted(marks, reverse=True):  # from the end: places stay
             text = text[:place] + mark + text[place:]
         return text
+
+    def text_of(self, sample):
+        return re.sub(r'[_\[\]]', '', sample.first)  # without the marks
 
 
 if __name__ == '__main__':

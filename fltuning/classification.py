@@ -73,7 +73,7 @@ class Classification(Task):
             ('macro_f1', float(f1_score(gold, predicted, average='macro')))])
 
     def answers(self, samples, results):
-        return [(None, int(r.argmax() == s.label), 1) for s, r in zip(samples, results)]
+        return [(self.text_of(s), int(r.argmax() == s.label), 1) for s, r in zip(samples, results)]
 
     def submission(self, samples, results):
         # FewCLUE wants ids as its test files have them.

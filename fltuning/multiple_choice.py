@@ -37,10 +37,6 @@ class MultipleChoice(Task):
         return [(self.text_of(s), int(s.label == choice), 1)
                 for s, choice in zip(samples, self.choose(samples, results))]
 
-    def text_of(self, sample):
-        """What identifies the text that a sample asks of; None where each has its own."""
-        return
-
     def choose(self, samples, results):
         """The chosen index for each sample."""
         return [int(scores.argmax()) for scores in results]

@@ -69,7 +69,7 @@ class ReadingComprehension(Task):
     """The answer to a question is a span of a passage, which is read through windows.
 
     Samples: `Window`; results: (log-probability, start, end), the best span in the window, in
-    characters of the normalized passage, the end excluded. A task script adds `score`.
+    characters of the normalized passage, the end excluded. A task script adds `score` and `answers`.
     """
 
     metric = 'exact_match'

@@ -1,7 +1,7 @@
 """The record of a run, results/TASK_run.json, beside those of other runs: earlier ones, and of other seeds."""
 import os
 import statistics
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from fltuning.errors import UserError
 from fltuning.files import file_digest, read_json, set_aside
@@ -39,7 +39,7 @@ def pack_counts(counts: List[int]) -> str:
     >>> pack_counts([1, 0, 2]), pack_counts([1, 12]), unpack_counts('102'), unpack_counts('1 12 ')
     ('102', '1 12 ', [1, 0, 2], [1, 12])
     """
-    return ''.join(map(str, counts)) if max(counts) < 10 else ''.join('%d ' % count for count in counts)
+    return ''.join(('%d' if max(counts, default=0) < 10 else '%d ') % count for count in counts)
 
 
 def unpack_counts(text: str) -> List[int]:
@@ -47,9 +47,28 @@ def unpack_counts(text: str) -> List[int]:
     return [int(count) for count in (text.split() if ' ' in text else text)]
 
 
-def pack_points(points: Tuple[List[int], List[int]]) -> Dict[str, str]:
-    """What `Task.points` says, as it stands in a record: {got, possible}."""
-    return dict(zip(('got', 'possible'), map(pack_counts, points)))
+def pack_points(points: Optional[Tuple[List[int], List[int]]], score: float) -> Optional[Dict[str, str]]:
+    """What `Task.points` says, as it stands in a record: {got, possible}; None where that is not this score."""
+    if points is None or not is_score(points, score):
+        return None
+    return {'got': pack_counts(points[0]), 'possible': pack_counts(points[1])}
+
+
+def unpack_points(packed: Dict[str, str]) -> Tuple[List[int], List[int]]:
+    """What `pack_points` made. Raises KeyError, ValueError."""
+    got, possible = unpack_counts(packed['got']), unpack_counts(packed['possible'])
+    if len(got) != len(possible):
+        raise ValueError('points of %d texts of %d' % (len(got), len(possible)))
+    return got, possible
+
+
+def is_score(points: Tuple[List[int], List[int]], score: float) -> bool:
+    """Whether a score is the ratio of the sums of these points.
+
+    >>> is_score(([1, 0], [1, 1]), 0.5), is_score(([1, 0], [1, 1]), 0.4), is_score(([0], [0]), 0.0)
+    (True, False, True)
+    """
+    return abs(sum(points[0]) / max(sum(points[1]), 1) - score) < 1e-9
 
 
 def seed_folder(output_dir: str, seed: int) -> str:

@@ -143,12 +143,13 @@ class Task:
         """{metric: value}, the first the one CLUE reports; values from 0 to 1."""
         raise NotImplementedError
 
-    def answers(self, samples: list, results: list) -> Iterable[Tuple[Any, int, int]]:
+    def answers(self, samples: list, results: list) -> Optional[Iterable[Tuple[Any, int, int]]]:
         """(its text, points, points that there were to get) of each answer: `metric` is the points' ratio of sums.
 
         What is of one text has it in common, so that it can be counted as one; None where each has its own.
+        None for a score that is no such ratio.
         """
-        raise NotImplementedError
+        return None
 
     def submission(self, samples: list, results: list) -> str:
         """The text of a result file in CLUE's format."""
@@ -164,20 +165,23 @@ class Task:
 
     # Shared.
 
-    def points(self, samples: list, results: list) -> Tuple[List[int], List[int]]:
+    def text_of(self, sample) -> Any:
+        """What identifies the text that a sample shares with others; None where each has its own."""
+        return None
+
+    def points(self, samples: list, results: list) -> Optional[Tuple[List[int], List[int]]]:
         """(points, points to get) of each text of some samples, in order: what `answers` says, summed over each.
 
         How much the score would change on other texts is seen from them.
         """
-        got, possible, last = [], [], None
-        for text, points, most in self.answers(samples, results):
-            if text is None or text != last:
-                got.append(0)
-                possible.append(0)
-            got[-1] += points
-            possible[-1] += most
-            last = text
-        return got, possible
+        answers, sums = self.answers(samples, results), {}
+        if answers is None:
+            return None
+        for number, (text, points, most) in enumerate(answers):
+            both = sums.setdefault(number if text is None else (text,), [0, 0])
+            both[0] += points
+            both[1] += most
+        return [got for got, _ in sums.values()], [possible for _, possible in sums.values()]
 
     def read(self, path: str, labelled: bool, limit: Optional[int] = None) -> list:
         """The samples of one file, the first `limit` if given. See `read_samples`."""

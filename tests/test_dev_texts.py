@@ -4,7 +4,8 @@ import pytest
 
 import test_report
 from fltuning.errors import UserError
-from fltuning.run_record import pack_points
+from fltuning.run_record import pack_points, unpack_points
+from fltuning.task import Task
 from tools import dev_texts, results, statistics, tables, words
 from tools.statistics import Interval
 
@@ -52,13 +53,13 @@ def test_a_score_of_nothing():
     assert dev_texts.text_scores(([0, 0], [0, 0])).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize('seeds, share', [(3, 0.0), (5, 1.0), (5, 9.0)])
-def test_it_covers_what_it_says(seeds, share):
+@pytest.mark.parametrize('seeds, share, texts', [(3, 0.0, 200), (5, 1.0, 200), (5, 9.0, 200), (3, 1.0, 20)])
+def test_it_covers_what_it_says(seeds, share, texts):
     """Runs, texts and their interaction drawn anew: 95 % or more of the intervals hold the truth.
 
     share: the variance that comes of texts, in that of runs.
     """
-    random, texts, hits, draws = np.random.RandomState(4), 200, 0, 1000
+    random, hits, draws = np.random.RandomState(4), 0, 1000
     for _ in range(draws):
         values = random.randn(seeds, 1) + np.sqrt(share * texts / seeds) * random.randn(texts) + random.randn(
             seeds, texts)
@@ -74,7 +75,11 @@ def test_over_tasks_the_texts_of_each_count():
     part = dev_texts.Texts(0.25, 10 ** 6)
     one, two = [dev_texts.widen(Interval(0.0, 0.0, 0.0), parts) for parts in ([part], [part, part])]
     assert one.high == pytest.approx(1.96 * 0.5, rel=1e-4) and two.high == pytest.approx(one.high / np.sqrt(2))
-    assert dev_texts.widen(Interval(0.1, None, None), [part]) == Interval(0.1, None, None)
+
+
+def packed(got):
+    """Points as a record has them, of texts with one answer each."""
+    return pack_points((got, [1] * len(got)), sum(got) / float(len(got)))
 
 
 def with_points(right=None, dev=200):
@@ -87,7 +92,7 @@ def with_points(right=None, dev=200):
             score = run['history'][-1]['dev']['accuracy']
             got = (0.9 * ease + 0.1 * random.rand(dev) < score).astype(int).tolist()
             run['history'][-1]['dev']['accuracy'] = sum(got) / float(dev)
-            run['dev_points'] = {'last': pack_points((got, [1] * dev))}
+            run['dev_points'] = {'last': packed(got)}
             run['samples'] = {'train': 400, 'dev': dev}
             if right:
                 right(found[name])
@@ -123,7 +128,7 @@ def test_a_verdict_that_other_texts_undo(tmp_path):
             if labels['method'] == 'fl':
                 got = [1] * 30 + [0] * 20 + [1] * (22 + labels['seed']) + [0] * (28 - labels['seed'])
             run['history'][-1]['dev']['accuracy'] = sum(got) / 100.0
-            run['dev_points'] = {'last': pack_points((got, [1] * 100))}
+            run['dev_points'] = {'last': packed(got)}
             run['samples'] = {'train': 400, 'dev': 100}
     test_report.write_results(tmp_path, tasks=('tnews',), methods=['fl', 'head'], spoil=spoil)
     said = words.sentences(results.load(str(tmp_path)))
@@ -131,30 +136,54 @@ def test_a_verdict_that_other_texts_undo(tmp_path):
                for text in said), said
 
 
-@pytest.mark.parametrize('spoil', [
-    lambda result: result['run'].pop('dev_points') if result['labels']['seed'] == 2 else None,
-    lambda result: result['run']['dev_points'].pop('last'),
-    lambda result: result['run'].update(few_shot={'train': [1], 'dev': [3, 8]}),
-    lambda result: result['run']['dev_points'].update(last=pack_points(([1] * result['labels']['seed'],) * 2)),
+def all_right(texts):
+    """As many texts as said of a run's labels, all of them right."""
+    def spoil(result):
+        result['run']['history'][-1]['dev']['accuracy'] = 1.0
+        result['run']['dev_points']['last'] = packed([1] * texts(result['labels']))
+    return spoil
+
+
+@pytest.mark.parametrize('spoil, grid', [
+    (lambda result: result['run'].pop('dev_points') if result['labels']['seed'] == 2 else None, {}),
+    (lambda result: result['run']['dev_points'].pop('last'), {}),
+    (lambda result: result['run']['dev_points']['last'].update(got='1' * 200), {}),
+    (lambda result: result['run'].update(few_shot={'train': [1], 'dev': [3, 8]}), {'draws': (1, 2)}),
+    (all_right(lambda labels: 1 + labels['seed']), {}),
+    (all_right(lambda labels: 1), {}),
+    (lambda result: None, {'seeds': (1,)}),
 ])
-def test_without_the_points_of_all_there_is_none(tmp_path, spoil):
-    """Runs of before, of dev texts that were drawn for each, or of other numbers of them."""
-    test_report.write_results(tmp_path, spoil=with_points(spoil))
+def test_without_the_points_of_all_there_is_none(tmp_path, spoil, grid):
+    """Runs of before; points that do not make the score; dev texts that were drawn for each; one text; one seed."""
+    test_report.write_results(tmp_path, spoil=with_points(spoil), **grid)
     loaded = results.load(str(tmp_path))
     assert tables.other_texts_table(loaded, 'roberta') is None
     assert not any('other dev texts' in text for text in words.sentences(loaded))
 
 
 def test_the_selected_evaluation_has_its_own(tmp_path):
+    """Where that is the best; a run that selected its last one has no points of its best."""
     def both(result):
-        result['run']['dev_points']['selected'] = pack_points(([2, 0], [2, 12]))
+        result['run']['best'] = {'dev': {'accuracy': 0.25 if result['labels']['seed'] < 3 else 0.75}}
+        result['run']['dev_points']['selected'] = pack_points(([3, 0], [3, 9]), 0.25)
     test_report.write_results(tmp_path, spoil=with_points(both), select='best')
-    assert {tuple(map(tuple, row.points)) for row in results.load(str(tmp_path)).rows} == {((2, 0), (2, 12))}
+    assert {(row.seed, row.points and tuple(map(tuple, row.points))) for row in results.load(str(tmp_path)).rows} == {
+        (1, ((3, 0), (3, 9))), (2, ((3, 0), (3, 9))), (3, None)}
 
 
-def test_points_that_are_none_are_named(tmp_path):
+def test_points_are_kept_where_they_make_the_score():
+    """Not of a task whose score is another, as a mean over classes is."""
+    assert pack_points(([1, 12], [2, 24]), 0.5) == {'got': '1 12 ', 'possible': '2 24 '}
+    assert unpack_points(pack_points(([1, 12], [2, 24]), 0.5)) == ([1, 12], [2, 24])
+    assert pack_points(([1, 0], [1, 1]), 0.4) is None and pack_points(None, 0.4) is None
+    assert pack_points(([], []), 0.0) == {'got': '', 'possible': ''}
+    assert Task().points([1], [1]) is None
+
+
+@pytest.mark.parametrize('last', [{'got': '1x', 'possible': '11'}, {'got': '1', 'possible': '11'}, {}, {'got': '1'}])
+def test_points_that_are_none_are_named(tmp_path, last):
     def spoil(result):
-        result['run']['dev_points']['last']['got'] = '1x'
+        result['run']['dev_points']['last'] = last
     found = test_report.write_results(tmp_path, tasks=('tnews',), spoil=with_points(spoil))
     with pytest.raises(UserError) as error:
         results.load(str(tmp_path))

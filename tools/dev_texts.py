@@ -38,34 +38,34 @@ def text_scores(points: Tuple[List[int], List[int]]) -> np.ndarray:
 
 
 def texts_variance(differences: np.ndarray) -> Texts:
-    """differences: (runs, texts), in a run's row its score less another's, as a mean over texts."""
+    """differences: (runs, texts), two texts or more; in a run's row its score less another's, as a mean over texts."""
     differences = np.asarray(differences, 'float64')
     runs, texts = differences.shape
     by_text = differences.mean(0)
-    between = float(by_text.var(ddof=1)) if texts > 1 else 0.0
-    if runs > 1 and texts > 1:
+    between = float(by_text.var(ddof=1))
+    if runs > 1:
         rest = differences - by_text - differences.mean(1, keepdims=True) + differences.mean()
         between -= float((rest ** 2).sum()) / ((runs - 1) * (texts - 1)) / runs  # of their interaction with runs
     return Texts(max(between, 0.0) / texts, texts)
 
 
 def widen(interval: Interval, parts: List[Texts]) -> Interval:
-    """An interval over seeds of a mean over tasks, with what comes of the texts of each."""
-    if interval.low is None or interval.high is None:
-        return interval
-    squares = [statistics.half_width(part.variance, part.count - 1) ** 2 for part in parts if part.count > 1]
+    """An interval over seeds of a mean over tasks, with what comes of the texts of each. It must have bounds."""
+    assert interval.low is not None and interval.high is not None
+    squares = [statistics.half_width(part.variance, part.count - 1) ** 2 for part in parts]
     half = math.hypot((interval.high - interval.low) / 2, math.sqrt(sum(squares)) / len(parts))
     return Interval(interval.value, interval.value - half, interval.value + half)
 
 
 def of_task(results: Results, task: str, backbone: str, first: Variant, second: Variant) -> Optional[Texts]:
-    """Of the difference of two methods; None where runs have no points of texts, or not of the same ones."""
+    """Of the difference of two methods; None where runs have no points of texts, not of the same, or of one alone."""
     ours, theirs = ({row.pair: row.points for row in results.runs(task, backbone, variant) if row.score is not None}
                     for variant in (first, second))
     found = {pair: (ours[pair], theirs[pair]) for pair in ours if pair in theirs}
     if not found or any(points is None for points in sum(found.values(), ())):
         return None
-    if len({len(points[0]) for points in sum(found.values(), ())}) > 1:
+    counts = {len(points[0]) for points in sum(found.values(), ())}
+    if len(counts) > 1 or counts == {1}:
         return None
     return texts_variance(np.array(statistics.by_draw(
         {pair: text_scores(us) - text_scores(them) for pair, (us, them) in found.items()})))
@@ -74,7 +74,7 @@ def of_task(results: Results, task: str, backbone: str, first: Variant, second: 
 def difference(results: Results, task: str, backbone: str, first: Variant, second: Variant) -> Optional[Interval]:
     """`Results.difference`, for other texts, too."""
     interval, part = results.difference(task, backbone, first, second), of_task(results, task, backbone, first, second)
-    return widen(interval, [part]) if interval and part else None
+    return widen(interval, [part]) if interval and interval.low is not None and part else None
 
 
 def overall(results: Results, backbone: str, first: Variant, second: Variant) -> Optional[Tuple[Interval, int]]:

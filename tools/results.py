@@ -9,7 +9,7 @@ import numpy as np
 
 from fltuning.errors import UserError
 from fltuning.files import read_json, to_json
-from fltuning.run_record import unpack_counts
+from fltuning.run_record import is_score, unpack_points
 from tools import cells, statistics
 from tools.methods import METHODS
 from tools.statistics import Interval
@@ -334,15 +334,18 @@ def read_row(result: Dict[str, Any], select: str, several_rates: bool) -> Row:
         labels['task'], labels['backbone'], variant, labels['seed'], labels['draw'], labels['metric'],
         None if result['diverged'] else score(result, select), history, parameters.get('trained'),
         parameters.get('all'), run.get('train_seconds'), run.get('peak_memory_mb'),
-        (run.get('samples') or labels['records'])['dev'], labels['commonest'], read_points(run, select))
+        (run.get('samples') or labels['records'])['dev'], labels['commonest'],
+        None if result['diverged'] else read_points(run, labels, select, score(result, select)))
 
 
-def read_points(run: Dict[str, Any], select: str) -> Optional[Tuple[List[int], List[int]]]:
-    """Of the evaluation that counts; None where each draw has dev texts of its own, which no two then share."""
-    if 'dev' in run.get('few_shot', {}):
-        return None
+def read_points(run: Dict[str, Any], labels: Dict[str, Any], select: str,
+                score: float) -> Optional[Tuple[List[int], List[int]]]:
+    """Of the evaluation that counts; None where draws have other dev texts each, or where the run selected another."""
     found = run.get('dev_points', {}).get('selected' if select == 'best' else 'last')
-    return found and (unpack_counts(found['got']), unpack_counts(found['possible']))
+    if found is None or labels['draw'] is not None and 'dev' in run.get('few_shot', {}):
+        return None
+    points = unpack_points(found)
+    return points if is_score(points, score) else None
 
 
 def history_points(run: Dict[str, Any], labels: Dict[str, Any]) -> Iterable[Point]:

@@ -133,8 +133,7 @@ def by_draw(scores: Dict[Any, Any]) -> List[Any]:
     draws = sorted({draw for draw, _ in scores}, key=str)
     if len(draws) < 2:
         return [scores[key] for key in sorted(scores, key=str)]
-    return [np.mean([value for (draw, _), value in sorted(scores.items(), key=str) if draw == name], 0)
-            for name in draws]
+    return [np.mean([scores[key] for key in sorted(scores, key=str) if key[0] == name], 0) for name in draws]
 
 
 def differences(ours: Dict[Any, float], theirs: Dict[Any, float]) -> List[float]:

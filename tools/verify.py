@@ -112,9 +112,12 @@ def differences(theirs: Dict[str, Any], ours: Dict[str, Any]) -> Iterator[str]:
             yield '%s: another file%s' % (name, '' if name in ours['sha256'] else ': it is not written now')
     if theirs.get('stopped') != ours.get('stopped'):
         yield 'stopped: %s was recorded, now %s' % (theirs.get('stopped'), ours.get('stopped'))
-    for name in ('test_public', 'best', 'dev_points'):
+    for name in ('test_public', 'best'):
         if name in theirs and any(ours.get(name, {}).get(key) != value for key, value in theirs[name].items()):
-            yield '%s: %s was recorded, now %s' % (name, shorten(theirs[name], 200), shorten(ours.get(name), 200))
+            yield '%s: %s was recorded, now %s' % (name, theirs[name], ours.get(name))
+    for name, value in theirs.get('dev_points', {}).items():
+        if ours.get('dev_points', {}).get(name) != value:
+            yield 'dev_points: those of the %s evaluation are others than were recorded' % name
 
 
 def notes(theirs: Dict[str, Any], ours: Dict[str, Any]) -> Iterator[str]:
