@@ -88,7 +88,7 @@ def test_stopped_and_resumed(epochs, flags, undisturbed, tmp_path, monkeypatch):
     record = start(flags, tmp_path, '--resume')
     out, expected = undisturbed
     assert numbers(record) == numbers(expected)
-    assert record['best'] == expected['best']
+    assert record['best'] == expected['best'] and record['dev_points'] == expected['dev_points'] != {}
     assert_same(tmp_path, out)
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_through_only_predicts(flags, undisturbed, tmp_path, monke
     os.remove(str(tmp_path / 'weights' / 'afqmc.weights'))
     monkeypatch.setattr(steps, 'train_epoch', None)
     record = start(flags, tmp_path, '--resume')
-    assert numbers(record) == numbers(undisturbed[1])
+    assert numbers(record) == numbers(undisturbed[1]) and record['dev_points'] == undisturbed[1]['dev_points']
     assert_same(tmp_path, undisturbed[0])
     assert 'going on after epoch 5 of 5' in capsys.readouterr().out
 

@@ -78,6 +78,7 @@ def test_a_run_is_what_it_says(made, root):
                                                                   'is not written now'),
     (lambda new: new['settings'].update(padded=True), 'setting padded: False was recorded, now True'),
     (lambda new: new['few_shot'].update(train=[1]), 'few_shot: {"train": '),
+    (lambda new: new['dev_points']['last'].update(got='0101'), 'dev_points: those of the last evaluation are others'),
     (lambda new: new.update(stopped='epoch 2: nan'), 'stopped: None was recorded, now epoch 2: nan'),
     (lambda new: (new['history'][3].update(loss=0.5), new['sha256'].update({'weights/afqmc.weights': '0'})),
      'epoch 2, step 6: loss ')])
@@ -118,7 +119,7 @@ def test_every_setting_has_its_flag(settings, record):
 
 def test_records_of_before(made, record, again, tmp_path, capsys):
     """Without checksums, steps and settings that came later: the rest is compared, and that is said."""
-    for name in ('sha256', 'stack', 'trained_parameters', 'best', 'selected', 'steps'):
+    for name in ('sha256', 'stack', 'trained_parameters', 'best', 'selected', 'steps', 'dev_points'):
         del record[name]
     for name in ('warmup', 'few_shot', 'eval_every'):
         del record['settings'][name]
