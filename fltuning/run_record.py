@@ -39,7 +39,8 @@ def pack_counts(counts: List[int]) -> str:
     >>> pack_counts([1, 0, 2]), pack_counts([1, 12]), unpack_counts('102'), unpack_counts('1 12 ')
     ('102', '1 12 ', [1, 0, 2], [1, 12])
     """
-    return ''.join(('%d' if max(counts, default=0) < 10 else '%d ') % count for count in counts)
+    form = '%d' if max(counts, default=0) < 10 else '%d '
+    return ''.join(form % count for count in counts)
 
 
 def unpack_counts(text: str) -> List[int]:
