@@ -36,9 +36,10 @@ class CMRC2018(ReadingComprehension):
 
         CLUE reports the exact match. The original scored the place alone.
         """
-        exact, f1, at_place = [points for _, points, _ in self.answers(samples, results)], [], []
+        exact, f1, at_place = [], [], []
         for question, span in self.best_spans(samples, results).items():
             text = question.passage.original(*span)
+            exact.append(is_exact(text, question))
             f1.append(max(overlap(text, answer) for answer in question.answers))
             at_place.append(span in question.places)
         return collections.OrderedDict(
@@ -46,9 +47,12 @@ class CMRC2018(ReadingComprehension):
             for name, values in [('exact_match', exact), ('f1', f1), ('position_match', at_place)])
 
     def answers(self, samples, results):
-        for question, span in self.best_spans(samples, results).items():
-            text = bare(question.passage.original(*span))
-            yield question.passage, int(any(text == bare(answer) for answer in question.answers)), 1
+        return [(question.passage, int(is_exact(question.passage.original(*span), question)), 1)
+                for question, span in self.best_spans(samples, results).items()]
+
+
+def is_exact(text, question):
+    return any(bare(text) == bare(answer) for answer in question.answers)
 
 
 def bare(text):

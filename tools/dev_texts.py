@@ -7,7 +7,7 @@ their interaction with runs. The half-widths of both parts add as the sides of a
 (Statistics in Medicine, 2008) combine limits: such an interval is never narrower than that over seeds.
 """
 import math
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -79,13 +79,8 @@ def difference(results: Results, task: str, backbone: str, first: Variant, secon
 
 def overall(results: Results, backbone: str, first: Variant, second: Variant) -> Optional[Tuple[Interval, int]]:
     """`Results.overall`, for other texts, too; None unless the points of all its tasks are there."""
-    found, parts = results.overall(backbone, first, second), judged_parts(results, backbone, first, second)
-    if found is None or found[0].low is None or None in parts.values():
+    found = results.overall(backbone, first, second)
+    parts = [of_task(results, task, backbone, first, second) for task in results.compared(backbone, first, second)]
+    if found is None or found[0].low is None or None in parts:
         return None
-    return widen(found[0], [part for part in parts.values() if part]), found[1]
-
-
-def judged_parts(results: Results, backbone: str, first: Variant, second: Variant) -> Dict[str, Optional[Texts]]:
-    """{task: `of_task`} of those that `Results.overall` is over."""
-    return {task: of_task(results, task, backbone, first, second)
-            for task in results.compared(backbone, first, second)}
+    return widen(found[0], [part for part in parts if part]), found[1]
