@@ -14,7 +14,7 @@ from scipy import stats
 import lab
 import small
 from fltuning.errors import UserError
-from tools import calibration, pictures, report, results, rliable_scores, statistics, tables, words
+from tools import calibration, pictures, report, results, rliable_scores, sizes, statistics, tables, words
 
 METHODS = ['fl', 'ptuning_v2', 'head']
 
@@ -456,6 +456,63 @@ def test_sizes_and_layers_have_rows_and_partners(tmp_path):
     for variant in loaded.variants:
         ours = loaded.ours(variant)
         assert ours.method == 'fl' and ours[1:] == variant[1:]
+
+
+def sized(scores):
+    """Runs of FL-Tuning: {size: scores of seeds 1, 2, ...; '' for one that is not there}."""
+    return results.Results([run for size, found in scores.items()
+                            for run in rows_of('fl', found, size=size)])
+
+
+@pytest.mark.parametrize('scores, seeds', [
+    ({16: [0.5, 0.6, 0.55], 40: [0.52, 0.63, 0.54], 320: [0.6, 0.61, 0.58]}, (0, 1, 2)),
+    ({16: [0.5, 0.6, 0.55], 40: [0.52, '', 0.54], 320: [0.6, 0.61, 0.58]}, (0, 2)),  # lost: a line of other sizes
+    ({16: [0.5, 0.6, 0.55], 40: ['', '', ''], 320: [0.6, 0.61, None]}, (0, 1))], ids=['whole', 'missing', 'diverged'])
+def test_each_doubling_of_a_size_is_a_slope_over_its_logarithm(scores, seeds):
+    """With numpy.polyfit's slopes, a seed each, and scipy's interval of their mean."""
+    found = sized(scores)
+    there = [size for size in scores if set(scores[size]) != {''}]
+    slopes = [np.polyfit(np.log2(there), [scores[size][seed] for size in there], 1)[0] for seed in seeds]
+    (interval, number), = [sizes.per_doubling(found, 'roberta', variants)
+                           for variants in sizes.series(found, 'roberta')]
+    assert number == 1
+    reach = stats.t.ppf(0.975, len(slopes) - 1) * stats.sem(slopes)
+    np.testing.assert_allclose(interval, np.mean(slopes) + np.array([0, -reach, reach]))
+
+
+def test_sizes_that_agree_are_no_certainty():
+    """Deviations are no smaller than what rounding scores to a record of 2,000 makes of a slope."""
+    found = sized({16: [0.5, 0.5], 64: [0.52, 0.52]})
+    interval, _ = sizes.per_doubling(found, 'roberta', found.variants)
+    assert interval.value == pytest.approx(0.01)
+    deviation = math.sqrt(2 / 12) / 2000 / 2  # of half the difference of two rounded scores
+    assert interval.high - interval.value == pytest.approx(stats.t.ppf(0.975, 1) * deviation / math.sqrt(2))
+
+
+def test_draws_count_once_for_a_size():
+    runs = [run._replace(draw=draw) for draw in (1, 2) for size, lift in ((16, 0), (32, 0.01 * draw))
+            for run in rows_of('fl', [0.5 + lift, 0.52 + lift, 0.51 + lift], size=size)]
+    found = results.Results(runs)
+    changes, _ = sizes.slopes(found, 'tnews', 'roberta', found.variants)
+    np.testing.assert_allclose(changes, [0.01, 0.02])
+
+
+def test_what_a_size_is_worth_is_a_sentence_and_a_row_for_each_method(tmp_path):
+    rising, flat = {16: [0.5, 0.51], 64: [0.6, 0.61]}, {16: [0.5, 0.51], 64: [0.51, 0.5]}
+    for scores, end in ((rising, ': larger is better.'), (flat, ': whether the size matters is undecided.'),
+                        ({16: [0.5], 64: [0.6]}, ' by +5.0 (no interval) points on one task.'),
+                        (dict(zip((16, 64), reversed(list(rising.values())))), ': smaller is better.')):
+        said = [text for text in words.sentences(sized(scores)) if 'each doubling' in text]
+        assert len(said) == 1 and 'the size of FL-Tuning, from 16 to 64, ' in said[0]
+        assert said[0].endswith(end)
+    assert tables.size_table(sized({16: [0.5, 0.51]}), 'roberta') is None
+    write_results(tmp_path, methods=['fl', 'ptuning_v2', 'head'], sizes=(16, 80), layers=('', '0-1'))
+    rows = texts(tables.size_table(results.load(str(tmp_path)), 'roberta'))
+    assert list(rows) == ['%s, layers %s' % (method, part) for method in ('FL-Tuning', 'P-Tuning V2', 'head only')
+                          for part in ('all', '0-1')]
+    found = tables.numbers(results.load(str(tmp_path)))['sizes']
+    assert len(found) == 12 and found[0]['size'] == [16, 80] and found[0]['per_doubling'][0] > 0
+    json.dumps(found)
 
 
 def test_bad_folders_are_refused(tmp_path):

@@ -247,18 +247,15 @@ def error_bar(axis: Any, place: float, results: Results, task: str, backbone: st
 def over(field: str) -> Callable:
     """draw(axis, results, task, backbone): mean scores over a field of the variants, a line for all else of them."""
     def draw(axis, results, task, backbone):
-        series: Dict[Variant, List[Variant]] = {}
-        for variant in results.variants:
-            series.setdefault(variant._replace(**{field: None}), []).append(variant)
-        series = {rest: found for rest, found in series.items() if len(found) > 1}
+        series = results.series(field)
         names = list(dict.fromkeys(getattr(variant, field) for found in series.values() for variant in found))
         shown = False
-        for number, (rest, found) in enumerate(series.items()):
+        for number, found in enumerate(series.values()):
             found = [variant for variant in found if results.scores(task, backbone, variant)]
             places = [names.index(getattr(variant, field)) + 0.06 * number for variant in found]
             look = {'color': COLORS[number % len(COLORS)], 'marker': MARKERS[number % len(MARKERS)]}
             for place, variant in zip(places, found):
-                error_bar(axis, place, results, task, backbone, variant, rest_title(results, rest, series), **look)
+                error_bar(axis, place, results, task, backbone, variant, results.variant_title(variant, field), **look)
             if field == 'size':
                 axis.plot(places, [100 * np.mean(list(results.scores(task, backbone, variant).values()))
                                    for variant in found], color=look['color'], linewidth=1)
@@ -269,17 +266,6 @@ def over(field: str) -> Callable:
         percent_axis(axis, results, task)
         return shown
     return draw
-
-
-def rest_title(results: Results, rest: Variant, others: Any) -> str:
-    """A method, with what tells it from others of it."""
-    same = [other for other in others if other.method == rest.method]
-    parts = [results.title(rest.method)]
-    if len({other.layers for other in same}) > 1:
-        parts.append('layers %s' % (rest.layers or 'all'))
-    if len({other.size for other in same}) > 1:
-        parts.append('size %s' % rest.size)
-    return ', '.join(parts)
 
 
 def named(draw: Callable, name: str, text: str) -> Callable:

@@ -89,16 +89,14 @@ class Results:
     def title(self, name: str) -> str:
         return self.titles.get(name, METHODS[name].title if name in METHODS else name)
 
-    def variant_title(self, variant: Variant) -> str:
-        """With what it differs in from others of its method."""
+    def variant_title(self, variant: Variant, without: str = '') -> str:
+        """With what it differs in from others of its method, but for one field."""
         others = [other for other in self.variants if other.method == variant.method]
         parts = [self.title(variant.method)]
-        if len({other.size for other in others}) > 1:
-            parts.append('size %s' % variant.size)
-        if len({other.layers for other in others}) > 1:
-            parts.append('layers %s' % (variant.layers or 'all'))
-        if len({other.rate for other in others}) > 1:
-            parts.append('rate %g' % variant.rate if variant.rate else 'default rate')
+        for field, text in (('size', 'size %s' % variant.size), ('layers', 'layers %s' % (variant.layers or 'all')),
+                            ('rate', 'rate %g' % variant.rate if variant.rate else 'default rate')):
+            if field != without and len({getattr(other, field) for other in others}) > 1:
+                parts.append(text)
         return ', '.join(parts)
 
     def runs(self, task: str, backbone: str, variant: Variant) -> List[Row]:
@@ -108,6 +106,13 @@ class Results:
         """Those that have runs with this backbone, or were to have some."""
         there = {variant for keys in (self.index, self.without_rate) for _, other, variant in keys if other == backbone}
         return [variant for variant in self.variants if variant in there]
+
+    def series(self, field: str) -> Dict[Variant, List[Variant]]:
+        """{a variant without this field of it: those that differ in it alone, in order}, of several."""
+        found: Dict[Variant, List[Variant]] = {}
+        for variant in self.variants:
+            found.setdefault(variant._replace(**{field: None}), []).append(variant)
+        return {rest: variants for rest, variants in found.items() if len(variants) > 1}
 
     def absent(self, task: str, backbone: str, variant: Variant) -> str:
         """What stands in a cell of a table instead of a number."""

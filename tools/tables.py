@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from tools import dev_texts
+from tools import dev_texts, sizes
 from tools.results import OURS, RIVAL, Results
 from tools.statistics import Interval
 
@@ -145,6 +145,26 @@ def difference_rows(results: Results, backbone: str, difference: Callable, overa
     return rows if any(item.text != '–' for items in rows for item in items[1:]) else []
 
 
+def size_table(results: Results, backbone: str) -> Optional[Table]:
+    """What a doubling of the size changes, task by task and over tasks."""
+    rows = []
+    for variants in sizes.series(results, backbone):
+        overall = sizes.per_doubling(results, backbone, variants)
+        if overall is None:
+            continue
+        items = [Item(results.variant_title(variants[0], 'size'))]
+        for task in results.tasks:
+            found = sizes.per_doubling(results, backbone, variants, [task])
+            items.append(Item('–' if found is None else points(found[0]), found and is_decided(found[0])))
+        rows.append(items + [overall_item(results, overall, points)])
+    return Table(
+        'With each doubling of the size, ' + results.title(backbone),
+        ['method'] + task_titles(results) + ['over tasks'], rows,
+        'Change of the score in points of a percent: the slope of the line nearest to the scores of a seed (or draw) '
+        'over the logarithm of the size, with 95 % intervals over these: Student’s t, over tasks Welch’s; bold where 0 '
+        'is outside. A line does not say where a curve bends.') if rows else None
+
+
 def with_ours(results: Results, backbone: str) -> List[tuple]:
     """(FL-Tuning, another method) of the same size and layers where there is such a one."""
     return [(results.ours(variant), variant) for variant in results.shown(backbone)
@@ -272,7 +292,7 @@ def all_tables(results: Results, with_rliable: bool = True) -> List[Table]:
     found: List[Optional[Table]] = []
     for backbone in results.backbones:
         found += [score_table(results, backbone), difference_table(results, backbone),
-                  other_texts_table(results, backbone)]
+                  other_texts_table(results, backbone), size_table(results, backbone)]
         if with_rliable:
             found.append(bootstrap_table(results, backbone))
         found += [convergence_table(results, backbone), cost_table(results, backbone), rate_table(results, backbone)]
@@ -332,6 +352,11 @@ def numbers(results: Results) -> Dict[str, Any]:
             deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             mark=marks[task, backbone].get(variant), ours_less_this=interval and list(interval),
             for_other_texts=wider and list(wider)))
+    doubled = [dict(variants[0]._asdict(), size=[variant.size for variant in variants], backbone=backbone, task=task,
+                    per_doubling=list(interval[0]))
+               for backbone in results.backbones for variants in sizes.series(results, backbone)
+               for task in results.tasks
+               for interval in [sizes.per_doubling(results, backbone, variants, [task])] if interval]
     without_rate = [dict(variant._asdict(), task=task, backbone=backbone, why=why)
                     for (task, backbone, variant), why in results.without_rate.items()]
-    return {'name': results.name, 'found': found, 'without_rate': without_rate}
+    return {'name': results.name, 'found': found, 'sizes': doubled, 'without_rate': without_rate}

@@ -1,7 +1,7 @@
 """What a grid's results say and do not say, in sentences."""
 from typing import Dict, List
 
-from tools import cells, dev_texts
+from tools import cells, dev_texts, sizes
 from tools.results import RIVAL, Results, Variant
 from tools.tables import counted, points, times, with_ours
 
@@ -15,6 +15,8 @@ def sentences(results: Results) -> List[str]:
         about = 'With the backbone %s: ' % results.title(backbone)
         for pair in with_ours(results, backbone):
             found += [about + text for text in compared(results, backbone, *pair)]
+        found += [about + text for variants in sizes.series(results, backbone)
+                  for text in by_size(results, backbone, variants)]
         found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
         for task in results.unlearnt(backbone):
             found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
@@ -67,6 +69,17 @@ def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) ->
                 'above': ', so that %s converges faster' % us, 'below': ', so that %s converges faster' % them,
                 'undecided': ': which converges faster is undecided'}[ratio[0].verdict(1)]))
     return found
+
+
+def by_size(results: Results, backbone: str, variants: List[Variant]) -> List[str]:
+    found = sizes.per_doubling(results, backbone, variants)
+    if found is None:
+        return []
+    return ['each doubling of the size of %s, from %d to %d, changes its score by %s points %s%s.' % (
+        results.variant_title(variants[0], 'size'), variants[0].size, variants[-1].size, points(found[0]),
+        over(results, found[1]), '' if found[0].low is None else {
+            'above': ': larger is better', 'below': ': smaller is better',
+            'undecided': ': whether the size matters is undecided'}[found[0].verdict()])]
 
 
 def for_other_texts(results: Results, backbone: str, ours: Variant, theirs: Variant) -> str:
