@@ -464,26 +464,53 @@ def sized(scores):
                             for run in rows_of('fl', found, size=size)])
 
 
-@pytest.mark.parametrize('scores, seeds', [
-    ({16: [0.5, 0.6, 0.55], 40: [0.52, 0.63, 0.54], 320: [0.6, 0.61, 0.58]}, (0, 1, 2)),
-    ({16: [0.5, 0.6, 0.55], 40: [0.52, '', 0.54], 320: [0.6, 0.61, 0.58]}, (0, 2)),  # lost: a line of other sizes
-    ({16: [0.5, 0.6, 0.55], 40: ['', '', ''], 320: [0.6, 0.61, None]}, (0, 1))], ids=['whole', 'missing', 'diverged'])
-def test_each_doubling_of_a_size_is_a_slope_over_its_logarithm(scores, seeds):
+@pytest.mark.parametrize('scores, used, seeds', [
+    ({16: [0.5, 0.6, 0.55], 40: [0.52, 0.63, 0.54], 320: [0.6, 0.61, 0.58]}, [16, 40, 320], (0, 1, 2)),
+    ({16: [0.5, 0.6, 0.55], 40: [0.52, '', 0.54], 320: [0.6, 0.61, 0.58]}, [16, 320], (0, 1, 2)),  # 40 is not finished
+    ({16: [0.5, 0.6, 0.55], 40: [0.52, 0.63, 0.54], 320: [0.6, 0.61, None]}, [16, 40, 320], (0, 1)),
+    ({16: [0.5, 0.6, 0.55], 40: [0.52, 0.63, 0.54], 320: [None] * 3}, [16, 40], (0, 1, 2)),
+    ({None: [0.1, 0.1, 0.1], 16: [0.5, 0.6, 0.55], 40: [0.52, 0.63, 0.54]}, [16, 40], (0, 1, 2))],
+    ids=['whole', 'unfinished', 'a seed diverged', 'a size diverged', 'without a size'])
+def test_each_doubling_of_a_size_is_a_slope_over_its_logarithm(scores, used, seeds):
     """With numpy.polyfit's slopes, a seed each, and scipy's interval of their mean."""
     found = sized(scores)
-    there = [size for size in scores if set(scores[size]) != {''}]
-    slopes = [np.polyfit(np.log2(there), [scores[size][seed] for size in there], 1)[0] for seed in seeds]
-    (interval, number), = [sizes.per_doubling(found, 'roberta', variants)
-                           for variants in sizes.series(found, 'roberta')]
-    assert number == 1
+    slopes = [np.polyfit(np.log2(used), [scores[size][seed] for size in used], 1)[0] for seed in seeds]
+    doubling, = [sizes.per_doubling(found, 'roberta', variants) for variants in sizes.series(found, 'roberta')]
+    assert doubling.tasks == 1 and doubling.sizes == used
     reach = stats.t.ppf(0.975, len(slopes) - 1) * stats.sem(slopes)
-    np.testing.assert_allclose(interval, np.mean(slopes) + np.array([0, -reach, reach]))
+    np.testing.assert_allclose(doubling.interval, np.mean(slopes) + np.array([0, -reach, reach]))
+    said, = [text for text in words.sentences(found) if 'each doubling' in text]
+    assert 'from %d to %d, ' % (used[0], used[-1]) in said
+    assert tables.numbers(found)['sizes'][0]['size'] == used
+
+
+def test_a_doubling_over_tasks_is_over_the_sizes_that_all_have():
+    found = results.Results([run for task, several in (('tnews', (16, 40, 80)), ('afqmc', (16, 80)))
+                             for size in several
+                             for run in rows_of('fl', [0.5 + size / 1000, 0.51 + size / 900], task=task, size=size)])
+    variants, = sizes.series(found, 'roberta')
+    assert sizes.per_doubling(found, 'roberta', variants).sizes == [16, 80]
+    assert sizes.per_doubling(found, 'roberta', variants, ['tnews']).sizes == [16, 40, 80]
+    apart = results.Results([run for task, size in (('tnews', 16), ('afqmc', 80))
+                             for run in rows_of('fl', [0.5, 0.6], task=task, size=size)])
+    assert tables.size_table(apart, 'roberta') is None
+
+
+def test_draws_count_once_for_rliable_and_are_named_so():
+    """A draw's mean over its seeds: runs on the same records are not independent of each other."""
+    runs = [run._replace(draw=draw) for draw, lift in ((1, 0), (2, 0.1), (3, 0.2)) for method, more in (
+        ('fl', 0.02), ('ptuning_v2', 0)) for run in rows_of(method, [0.5 + lift + more, 0.52 + lift + more])]
+    found = results.Results(runs)
+    scores, count, tasks = rliable_scores.matrices(found, 'roberta')
+    assert (count, tasks) == (3, 1)
+    np.testing.assert_allclose(scores[found.variants[1]], [[0.51], [0.61], [0.71]])
+    assert any('spread over draws' in text for text in words.sentences(found))
 
 
 def test_sizes_that_agree_are_no_certainty():
     """Deviations are no smaller than what rounding scores to a record of 2,000 makes of a slope."""
     found = sized({16: [0.5, 0.5], 64: [0.52, 0.52]})
-    interval, _ = sizes.per_doubling(found, 'roberta', found.variants)
+    interval = sizes.per_doubling(found, 'roberta', found.variants).interval
     assert interval.value == pytest.approx(0.01)
     deviation = math.sqrt(2 / 12) / 2000 / 2  # of half the difference of two rounded scores
     assert interval.high - interval.value == pytest.approx(stats.t.ppf(0.975, 1) * deviation / math.sqrt(2))
@@ -493,15 +520,14 @@ def test_draws_count_once_for_a_size():
     runs = [run._replace(draw=draw) for draw in (1, 2) for size, lift in ((16, 0), (32, 0.01 * draw))
             for run in rows_of('fl', [0.5 + lift, 0.52 + lift, 0.51 + lift], size=size)]
     found = results.Results(runs)
-    changes, _ = sizes.slopes(found, 'tnews', 'roberta', found.variants)
-    np.testing.assert_allclose(changes, [0.01, 0.02])
+    np.testing.assert_allclose(sizes.slopes(found, 'tnews', 'roberta', found.variants), [0.01, 0.02])
 
 
 def test_what_a_size_is_worth_is_a_sentence_and_a_row_for_each_method(tmp_path):
     rising, flat = {16: [0.5, 0.51], 64: [0.6, 0.61]}, {16: [0.5, 0.51], 64: [0.51, 0.5]}
-    for scores, end in ((rising, ': larger is better.'), (flat, ': whether the size matters is undecided.'),
+    for scores, end in ((rising, ': it rises with the size.'), (flat, ': whether it rises with the size is undecided.'),
                         ({16: [0.5], 64: [0.6]}, ' by +5.0 (no interval) points on one task.'),
-                        (dict(zip((16, 64), reversed(list(rising.values())))), ': smaller is better.')):
+                        (dict(zip((16, 64), reversed(list(rising.values())))), ': it falls with the size.')):
         said = [text for text in words.sentences(sized(scores)) if 'each doubling' in text]
         assert len(said) == 1 and 'the size of FL-Tuning, from 16 to 64, ' in said[0]
         assert said[0].endswith(end)

@@ -71,6 +71,7 @@ class Results:
                  order: Iterable[str] = ()):
         self.rows, self.name, self.expected, self.there = rows, name, expected, there
         self.titles, self.choices, self.select, self.rates = titles or {}, choices or {}, select, list(rates)
+        self.several_draws = len({row.draw for row in rows}) > 1
         self.index: Dict[tuple, List[Row]] = {}
         self.dev: Dict[tuple, int] = {}  # its records
         for row in rows:

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from fltuning.extras import import_extra
+from tools import statistics
 from tools.results import OURS, Results, Variant
 
 DRAWS = 500  # the last digit shown moves by about one with them
@@ -15,16 +16,20 @@ def of_most(sets: Sequence[set]) -> list:
 
 
 def matrices(results: Results, backbone: str) -> Tuple[Dict[Variant, np.ndarray], int, int]:
-    """({variant: scores, (runs, tasks)}, runs, tasks): of what most variants have, and of those that have all of it."""
+    """({variant: scores, (runs, tasks)}, runs, tasks): of what most variants have, and of those that have all of it.
+
+    Of several draws each draw's mean is one run, as everywhere (`statistics.by_draw`).
+    """
     scores = {variant: {task: results.scores(task, backbone, variant) for task in results.tasks}
               for variant in results.variants}
     scores = {variant: found for variant, found in scores.items() if any(found.values())}
     tasks = of_most([{task for task in found if found[task]} for found in scores.values()])
     runs = of_most([set.intersection(*(set(found[task]) for task in tasks)) for found in scores.values()]
                    ) if tasks else []
-    return {variant: np.array([[found[task][run] for task in tasks] for run in runs])
-            for variant, found in scores.items()
-            if runs and all(run in found[task] for task in tasks for run in runs)}, len(runs), len(tasks)
+    found = {variant: np.array(statistics.by_draw({run: [found[task][run] for task in tasks] for run in runs}))
+             for variant, found in scores.items()
+             if runs and all(run in found[task] for task in tasks for run in runs)}
+    return found, max(map(len, found.values()), default=0), len(tasks)
 
 
 def robust_scores(results: Results, found: Dict[Variant, np.ndarray]) -> List[tuple]:

@@ -1,5 +1,5 @@
 """What a method's size is worth: the change of its score with each doubling of its hidden units, prefixes or rank."""
-from typing import List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -8,36 +8,56 @@ from tools.results import Results, Variant
 from tools.statistics import Interval
 
 
+class Doubling(NamedTuple):
+    """The change of the score with each doubling in the mean over tasks, over these sizes."""
+    interval: Interval
+    tasks: int
+    sizes: List[int]
+
+
 def series(results: Results, backbone: str) -> List[List[Variant]]:
     """The variants with this backbone of each method that has several sizes, the smallest first."""
-    shown = results.shown(backbone)
+    shown = [variant for variant in results.shown(backbone) if variant.size]
     found = [[variant for variant in variants if variant in shown] for variants in results.series('size').values()]
     return [variants for variants in found if len(variants) > 1]
 
 
-def slopes(results: Results, task: str, backbone: str, variants: List[Variant]) -> Tuple[List[float], float]:
-    """(changes of the score with each doubling of the size, the change that one record of dev makes).
+def whole(results: Results, task: str, backbone: str, variants: List[Variant]) -> List[Variant]:
+    """Those with as many runs as any; runs that diverged count, as long as one did not."""
+    runs = {variant: len(results.runs(task, backbone, variant)) for variant in variants}
+    return [variant for variant in variants if runs[variant] == max(runs.values())
+            and results.scores(task, backbone, variant)]
 
-    A change a seed (or draw) that has a score in every size that is here on this task: the slope of the line nearest to
-    its scores, by least squares, over the logarithm of the size to base 2.
+
+def slopes(results: Results, task: str, backbone: str, variants: List[Variant]) -> List[float]:
+    """A change with each doubling for each seed (or draw) that has a score in all of these sizes.
+
+    It is the slope of the line nearest to its scores, by least squares, over the logarithm of the size to base 2.
     """
-    scores = {variant.size: results.scores(task, backbone, variant) for variant in variants}
-    scores = {size: found for size, found in scores.items() if found}
-    if len(scores) < 2:
-        return [], 0.0
-    places = np.log2(sorted(scores))
-    places -= places.mean()
-    shared = set.intersection(*map(set, scores.values()))
-    found = {pair: float(places @ [scores[size][pair] for size in sorted(scores)] / (places @ places))
-             for pair in shared}
-    return statistics.by_draw(found), results.resolution(task, backbone) / float(np.sqrt(places @ places))
+    scores = [results.scores(task, backbone, variant) for variant in variants]
+    places = logarithms(variants)
+    return statistics.by_draw({pair: float(places @ [found[pair] for found in scores] / (places @ places))
+                               for pair in set.intersection(*map(set, scores))})
+
+
+def logarithms(variants: List[Variant]) -> np.ndarray:
+    """Of the sizes to base 2, less their mean."""
+    found = np.log2([variant.size for variant in variants])
+    return found - found.mean()
 
 
 def per_doubling(results: Results, backbone: str, variants: List[Variant],
-                 tasks: Optional[List[str]] = None) -> Optional[Tuple[Interval, int]]:
-    """(the change with each doubling in the mean over tasks, their number); None where no seed has two sizes."""
-    found = {task: slopes(results, task, backbone, variants) for task in tasks or results.tasks}
-    values = statistics.judged({task: changes for task, (changes, _) in found.items()})
+                 tasks: Optional[List[str]] = None) -> Optional[Doubling]:
+    """Over the sizes that are whole on all tasks with runs; None where these are not two, or no seed has them all."""
+    able: Dict[str, List[Variant]] = {task: whole(results, task, backbone, variants) for task in tasks or results.tasks}
+    able = {task: found for task, found in able.items() if found}
+    used = [variant for variant in variants if able and all(variant in found for found in able.values())]
+    if len(used) < 2:
+        return None
+    values = statistics.judged({task: slopes(results, task, backbone, used) for task in able})
     if not values:
         return None
-    return statistics.over_tasks(list(values.values()), [found[task][1] for task in values]), len(values)
+    places = logarithms(used)
+    steps = [results.resolution(task, backbone) / float(np.sqrt(places @ places)) for task in values]
+    return Doubling(statistics.over_tasks(list(values.values()), steps), len(values),
+                    [variant.size for variant in used])

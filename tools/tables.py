@@ -149,20 +149,19 @@ def size_table(results: Results, backbone: str) -> Optional[Table]:
     """What a doubling of the size changes, task by task and over tasks."""
     rows = []
     for variants in sizes.series(results, backbone):
-        overall = sizes.per_doubling(results, backbone, variants)
-        if overall is None:
-            continue
-        items = [Item(results.variant_title(variants[0], 'size'))]
-        for task in results.tasks:
-            found = sizes.per_doubling(results, backbone, variants, [task])
-            items.append(Item('–' if found is None else points(found[0]), found and is_decided(found[0])))
-        rows.append(items + [overall_item(results, overall, points)])
+        found = [sizes.per_doubling(results, backbone, variants, [task]) for task in results.tasks]
+        if any(found):
+            overall = sizes.per_doubling(results, backbone, variants)
+            rows.append([Item(results.variant_title(variants[0], 'size'))] + [
+                Item(points(one.interval), is_decided(one.interval)) if one else Item('–') for one in found] + [
+                overall_item(results, overall and overall[:2], points)])
     return Table(
         'With each doubling of the size, ' + results.title(backbone),
         ['method'] + task_titles(results) + ['over tasks'], rows,
         'Change of the score in points of a percent: the slope of the line nearest to the scores of a seed (or draw) '
-        'over the logarithm of the size, with 95 % intervals over these: Student’s t, over tasks Welch’s; bold where 0 '
-        'is outside. A line does not say where a curve bends.') if rows else None
+        'over the logarithm of the size, of sizes with all runs, with 95 % intervals: Student’s t, over tasks Welch’s; '
+        'bold where 0 is outside. They are over seeds (or draws), not over other dev records, nor over other choices '
+        'of a size’s rate. A line does not say where a curve bends.') if rows else None
 
 
 def with_ours(results: Results, backbone: str) -> List[tuple]:
@@ -184,9 +183,10 @@ def bootstrap_table(results: Results, backbone: str) -> Optional[Table]:
     rows = [[Item(results.variant_title(variant)), Item('%s (%s to %s)' % tuple(map(percent, iqm))), Item(
         '' if better is None else '%.2f (%.2f to %.2f)' % better)] for variant, iqm, better in
         robust_scores(results, found)]
-    note = ('Of %d runs of %s together, with the stratified bootstrap intervals of rliable (arXiv 2108.13264). '
+    note = ('Of %d %s of %s together, with the stratified bootstrap intervals of rliable (arXiv 2108.13264). '
             'With few seeds a bootstrap’s intervals are too narrow; the differences above are what decides.'
-            % (runs, counted(tasks, len(results.tasks))))
+            % (runs, 'draws, each in the mean over its seeds,' if results.several_draws else 'runs',
+               counted(tasks, len(results.tasks))))
     left = [results.variant_title(variant) for variant in results.shown(backbone) if variant not in found]
     if left:
         note += ' Left out, for want of some of these runs: %s.' % '; '.join(left)
@@ -352,11 +352,10 @@ def numbers(results: Results) -> Dict[str, Any]:
             deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             mark=marks[task, backbone].get(variant), ours_less_this=interval and list(interval),
             for_other_texts=wider and list(wider)))
-    doubled = [dict(variants[0]._asdict(), size=[variant.size for variant in variants], backbone=backbone, task=task,
-                    per_doubling=list(interval[0]))
+    doubled = [dict(variants[0]._asdict(), size=one.sizes, backbone=backbone, task=task,
+                    per_doubling=list(one.interval))
                for backbone in results.backbones for variants in sizes.series(results, backbone)
-               for task in results.tasks
-               for interval in [sizes.per_doubling(results, backbone, variants, [task])] if interval]
+               for task in results.tasks for one in [sizes.per_doubling(results, backbone, variants, [task])] if one]
     without_rate = [dict(variant._asdict(), task=task, backbone=backbone, why=why)
                     for (task, backbone, variant), why in results.without_rate.items()]
     return {'name': results.name, 'found': found, 'sizes': doubled, 'without_rate': without_rate}

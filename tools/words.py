@@ -20,7 +20,7 @@ def sentences(results: Results) -> List[str]:
         found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
         for task in results.unlearnt(backbone):
             found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
-                         'task tells nothing of the methods.' % results.title(task))
+                         'task tells little of the methods.' % results.title(task))
     number = sum(row.score is None for row in results.rows)
     if number:
         found.append('%d runs diverged and are in no mean.' % number)
@@ -58,8 +58,8 @@ def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) ->
             + for_other_texts(results, backbone, ours, theirs)]
     spread = results.spread(backbone, ours, theirs)
     if spread is not None:
-        found.append('the scores of %s spread over runs %s times as much as those of %s %s%s.' % (
-            us, times(spread[0]), them, over(results, spread[1]), {
+        found.append('the scores of %s spread over %s %s times as much as those of %s %s%s.' % (
+            us, 'draws' if results.several_draws else 'runs', times(spread[0]), them, over(results, spread[1]), {
                 'above': ', which is more', 'below': ', which is less',
                 'undecided': ': which of the two is steadier is undecided'}[spread[0].verdict(1)]))
     ratio = results.convergence_ratio(backbone, ours, theirs) if theirs.method == RIVAL else None
@@ -76,10 +76,10 @@ def by_size(results: Results, backbone: str, variants: List[Variant]) -> List[st
     if found is None:
         return []
     return ['each doubling of the size of %s, from %d to %d, changes its score by %s points %s%s.' % (
-        results.variant_title(variants[0], 'size'), variants[0].size, variants[-1].size, points(found[0]),
-        over(results, found[1]), '' if found[0].low is None else {
-            'above': ': larger is better', 'below': ': smaller is better',
-            'undecided': ': whether the size matters is undecided'}[found[0].verdict()])]
+        results.variant_title(variants[0], 'size'), found.sizes[0], found.sizes[-1], points(found.interval),
+        over(results, found.tasks), '' if found.interval.low is None else {
+            'above': ': it rises with the size', 'below': ': it falls with the size',
+            'undecided': ': whether it rises with the size is undecided'}[found.interval.verdict()])]
 
 
 def for_other_texts(results: Results, backbone: str, ours: Variant, theirs: Variant) -> str:
