@@ -56,6 +56,17 @@ def test_the_readmes_tables_are_of_these_results(name, parts, methods, columns):
         assert re.search(r'\| ' + r' \| '.join(map(re.escape, figures)) + r' \|', said), (method, figures)
 
 
+@pytest.mark.parametrize('name, about, to', [('README.md', '## Results', 'to'), ('README_zh.md', '## 结果', '到')])
+def test_the_readmes_intervals_are_those_of_the_results(name, about, to):
+    """Each estimate with its interval stands so in docs/results.md too, whose tables are the files'."""
+    said = ' '.join(small.read_text(os.path.join(ROOT, name)).split(about)[1].split('\n## ')[0].split())
+    interval = r'([+−]?[\d.]+) ?[(（]([+−]?[\d.]+) %s ([+−]?[\d.]+)[)）]' % to
+    found = re.findall(interval, said)
+    assert len(found) > 10
+    known = ' '.join(small.read_text(os.path.join(ROOT, 'docs', 'results.md')).split())
+    assert [one for one in found if '%s (%s to %s)' % one not in known] == []
+
+
 @pytest.mark.parametrize('folder', FOLDERS, ids=os.path.basename)
 def test_no_result_tells_of_the_machine(folder):
     for path in glob.glob(os.path.join(folder, '**', '*.json'), recursive=True):
