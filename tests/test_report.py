@@ -352,6 +352,28 @@ def test_a_grid_where_all_diverged_has_a_report(tmp_path):
     assert len(words.sentences(loaded)) == 2
 
 
+@pytest.mark.parametrize('ends, blind', [
+    ((0.2, 0.22), True), ((0.2, 0.24), False), ((None, 0.19), True), ((None, 0.3), False), ((0.3, 0.1), False)])
+def test_a_rate_that_was_chosen_from_nothing_is_marked(tmp_path, ends, blind):
+    """Two runs choose a rate from 1,000 records, 20 % of which have the commonest label: 2.5 % are two errors."""
+    def search(found):
+        for name, result in list(found.items()):
+            if result['labels']['seed'] in (1, 2) and result['labels']['method'] == 'fl':
+                result['labels']['stage'] = 'search'
+                score = ends[result['labels']['seed'] - 1]
+                if score is None:
+                    result.update(diverged=True, run=None)
+                else:
+                    result['run']['history'][-1]['dev']['accuracy'] = score  # an evaluation before may be better
+    write_results(tmp_path, tasks=('tnews',), methods=['fl', 'head'], spoil=search, search=0, rates=[1e-4, 1e-3, 1e-2])
+    loaded = results.load(str(tmp_path))
+    table = tables.rate_table(loaded, 'roberta')
+    assert texts(table) == {'FL-Tuning': ['0.001' + (' †' if blind else '')], 'head only': ['0.001']}
+    assert ('†' in table.note) == blind
+    said = [text for text in words.sentences(loaded) if 'blindly' in text]
+    assert len(said) == blind and all('on tnews the rate of FL-Tuning was' in text for text in said)
+
+
 def test_cells_are_called_as_the_grid_calls_them_now(tmp_path):
     found = write_results(tmp_path)
     for named in ('before', 'after'):

@@ -61,21 +61,23 @@ class Variant(NamedTuple):
 class Results:
     """What is in a folder.
 
-    choices: {(task, backbone, variant without rate): chosen rate}; without_rate: {such a key: why none could be}.
+    choices: {(task, backbone, variant without rate): chosen rate}; without_rate: {such a key: why none could be};
+    blind: such keys whose rate was chosen from runs that had not learnt anything.
     order: names of tasks and backbones as the tables are to have them.
     """
 
     def __init__(self, rows: List[Row], name: str = 'grid', expected: Optional[int] = None, there: int = 0,
                  titles: Optional[Dict[str, str]] = None, choices: Optional[dict] = None, select: str = 'last',
                  rates: Iterable[float] = (), without_rate: Optional[Dict[tuple, str]] = None,
-                 order: Iterable[str] = ()):
+                 order: Iterable[str] = (), blind: Iterable[tuple] = ()):
         self.rows, self.name, self.expected, self.there = rows, name, expected, there
         self.titles, self.choices, self.select, self.rates = titles or {}, choices or {}, select, list(rates)
+        self.blind = set(blind)
         self.several_draws = len({row.draw for row in rows}) > 1
         self.index: Dict[tuple, List[Row]] = {}
         self.dev: Dict[tuple, int] = {}  # its records
         for row in rows:
-            self.index.setdefault((row.task, row.backbone, row.variant), []).append(row)
+            self.index.setdefault(key_of(row), []).append(row)
             self.dev[row.task, row.backbone] = max(self.dev.get((row.task, row.backbone), 1), row.dev)
         self.without_rate = {key: why for key, why in (without_rate or {}).items() if key not in self.index}
         places = {name: number for number, name in enumerate(order)}
@@ -257,6 +259,15 @@ def has_learnt(row: Row) -> bool:
     return is_past(best, row.commonest or 0, row.dev)
 
 
+def ended_past(row: Row) -> bool:
+    """The same of its score, as a rate is chosen by it."""
+    return is_past(row.score or 0, row.commonest or 0, row.dev)
+
+
+def key_of(row: Row) -> tuple:
+    return row.task, row.backbone, row.variant
+
+
 def unique(values: Iterable) -> list:
     return list(collections.OrderedDict.fromkeys(values))
 
@@ -281,21 +292,26 @@ def load(folder: str) -> Results:
         results = [dict(result, labels=dict(result['labels'], **grid['cells'][cell_name(path)]))
                    for path, result in zip(paths, results)]
     select, rows, whole = grid.get('select', 'last'), [], []
+    learnt: Dict[tuple, bool] = {}  # whether any run that chose this key's rate had
     for path, result in zip(paths, results):
         try:
             if result['labels']['stage'] == 'whole':
                 rows.append(read_row(result, select, several_rates=grid.get('search') is None))
                 whole.append(result)
+            else:
+                row = read_row(result, 'last', several_rates=False)
+                learnt[key_of(row)] = learnt.get(key_of(row), False) or ended_past(row)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError('%s: not a result of a cell of this version' % path)
-    choices = {(row.task, row.backbone, row.variant): result['labels']['rate']
+    choices = {key_of(row): result['labels']['rate']
                for row, result in zip(rows, whole)} if grid.get('search') is not None else {}
     without_rate = {(lost['task'], lost['backbone'], Variant(lost['method'], lost['size'], lost['layers'], None)):
                     lost['why'] for lost in grid.get('without_rate', [])}
     rows.sort(key=lambda row: (row.task, row.backbone, str(row.pair)))
     return Results(rows, grid.get('name', os.path.basename(os.path.abspath(folder))), grid.get('count'), len(results),
                    grid.get('titles'), choices, select, grid.get('rates') or (), without_rate,
-                   grid.get('tasks', []) + grid.get('backbones', []))
+                   grid.get('tasks', []) + grid.get('backbones', []),
+                   [key for key, any_of_them in learnt.items() if key in choices and not any_of_them])
 
 
 def read_plan(path: str) -> Dict[str, Any]:

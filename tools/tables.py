@@ -272,20 +272,25 @@ def span(values: List[float], form: str) -> str:
 
 
 def rate_table(results: Results, backbone: str) -> Optional[Table]:
-    """The chosen rates, and whether one is at the edge of the list."""
+    """The chosen rates, whether one is at the edge of the list, and whether it was chosen from anything."""
     if not results.choices:
         return None
-    rows, edges = [], (min(results.rates), max(results.rates)) if results.rates else ()
+    rows: List[List[Item]] = []
+    edges = (min(results.rates), max(results.rates)) if results.rates else ()
     for variant in results.shown(backbone):
         items = [Item(results.variant_title(variant))]
         for task in results.tasks:
-            rate = results.choices.get((task, backbone, variant))
-            items.append(Item(results.absent(task, backbone, variant) if rate is None else
-                              '%g%s' % (rate, ' *' if rate in edges else '')))
+            key = (task, backbone, variant)
+            rate = results.choices.get(key)
+            items.append(Item(results.absent(*key) if rate is None else '%g%s%s' % (
+                rate, ' *' if rate in edges else '', ' †' if key in results.blind else '')))
         rows.append(items)
+    blind = any('†' in item.text for row in rows for item in row)
     return Table('Learning rates, ' + results.title(backbone), ['method'] + task_titles(results), rows,
                  'Chosen on a fifth of the training records, for each method from the same list (%s). *: at its edge, '
-                 'so that a better one may lie beyond.' % ', '.join('%g' % rate for rate in results.rates))
+                 'so that a better one may lie beyond.%s' % (', '.join('%g' % rate for rate in results.rates), (
+                     ' †: none of the runs that chose it ended above the commonest label (or above 0, where there is '
+                     'none) by two standard errors, so it is as good as picked blindly.' if blind else '')))
 
 
 def all_tables(results: Results, with_rliable: bool = True) -> List[Table]:
