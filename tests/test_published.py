@@ -12,6 +12,7 @@ from tools import results, tables, words
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDERS = sorted(os.path.dirname(path) for path in glob.glob(os.path.join(ROOT, 'results_published', '*', 'grid.json')))
+PAGES = glob.glob(os.path.join(ROOT, 'docs', 'results', '*.md'))
 
 
 def rows(table):
@@ -24,7 +25,8 @@ def test_something_is_published():
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=os.path.basename)
 def test_the_documentation_has_every_table_and_sentence(folder):
-    found, said = results.load(folder), small.read_text(os.path.join(ROOT, 'docs', 'results.md'))
+    page = os.path.join(ROOT, 'docs', 'results', os.path.basename(folder) + '.md')
+    found, said = results.load(folder), small.read_text(page)
     flat = ' '.join(said.split())
     for table in tables.all_tables(found, with_rliable=False):
         assert '\n'.join(rows(table)) in said, table.title
@@ -58,12 +60,12 @@ def test_the_readmes_tables_are_of_these_results(name, parts, methods, columns):
 
 @pytest.mark.parametrize('name, about, to', [('README.md', '## Results', 'to'), ('README_zh.md', '## 结果', '到')])
 def test_the_readmes_intervals_are_those_of_the_results(name, about, to):
-    """Each estimate with its interval stands so in docs/results.md too, whose tables are the files'."""
+    """Each estimate with its interval stands so in a page of docs/results/ too, whose tables are the files'."""
     said = ' '.join(small.read_text(os.path.join(ROOT, name)).split(about)[1].split('\n## ')[0].split())
     interval = r'([+−]?[\d.]+) ?[(（]([+−]?[\d.]+) %s ([+−]?[\d.]+)[)）]' % to
     found = re.findall(interval, said)
     assert len(found) > 10
-    known = ' '.join(small.read_text(os.path.join(ROOT, 'docs', 'results.md')).split())
+    known = ' '.join(' '.join(small.read_text(page) for page in PAGES).split())
     assert [one for one in found if '%s (%s to %s)' % one not in known] == []
 
 

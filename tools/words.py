@@ -18,7 +18,7 @@ def sentences(results: Results) -> List[str]:
         found += [about + text for variants in sizes.series(results, backbone)
                   for text in by_size(results, backbone, variants)]
         found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
-        found += [about + text for task in results.tasks for text in blindly(results, backbone, task)]
+        found += [about + text for task in results.tasks for text in chosen_blindly(results, backbone, task)]
         for task in results.unlearnt(backbone):
             found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
                          'task tells little of the methods.' % results.title(task))
@@ -38,12 +38,12 @@ def lost(results: Results, backbone: str, variant: Variant) -> List[str]:
         (failed, '%s has no score on %s: a run that was to choose its rate failed.')] if tasks]
 
 
-def blindly(results: Results, backbone: str, task: str) -> List[str]:
+def chosen_blindly(results: Results, backbone: str, task: str) -> List[str]:
     """Of methods whose rate on a task was chosen from runs that had learnt nothing."""
     titles = [results.variant_title(variant) for variant in results.shown(backbone)
               if (task, backbone, variant) in results.blind]
-    return ['on %s the rate of %s was chosen blindly: none of the runs that chose it was above the commonest label, so '
-            'another may do better.' % (results.title(task), ', '.join(titles))] if titles else []
+    return ['on %s no run that chose the rate of %s was above the commonest label: it is as good as picked blindly, '
+            'and another may do better.' % (results.title(task), ' or '.join(titles))] if titles else []
 
 
 def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) -> List[str]:
