@@ -1,5 +1,6 @@
 """The house: three floors, imports that run downwards only, no TensorFlow where nothing is computed."""
 import ast
+import glob
 import os
 import re
 import subprocess
@@ -88,6 +89,40 @@ def test_the_design_names_every_file():
         table = said.split('| in `%s/` |' % folder)[1].split('\n\n')[0]
         named = re.findall(r'`(\w+\.py)`', table)
         assert sorted(named) == [name for name in files(folder) if not name.startswith('__')]
+
+
+def in_git(*arguments):
+    """What git says here; None where this is no repository of it."""
+    try:
+        return subprocess.check_output(('git', '-C', ROOT) + arguments, universal_newlines=True,
+                                       stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+PAGES = sorted(os.path.relpath(path, ROOT)
+               for pattern in ('*.md', 'docs/**/*.md', 'clue_dataset/*.md', 'pretrained/**/*.md')
+               for path in glob.glob(os.path.join(ROOT, pattern), recursive=True))
+
+
+def anchors(text):
+    """Those that GitHub makes of headings."""
+    return {re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
+            for heading in re.findall(r'^#+ (.*)', text, re.M)}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_within_the_repository_lead_somewhere(page):
+    """To a file that git keeps: one that it ignores is missing in every clone."""
+    text = small.read_text(os.path.join(ROOT, page))
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        if re.match(r'[a-z]+:', link):
+            continue
+        name, _, anchor = link.partition('#')
+        path = os.path.normpath(os.path.join(os.path.dirname(page), name)) if name else page
+        assert os.path.exists(os.path.join(ROOT, path)), link
+        assert not in_git('check-ignore', path), link
+        assert not anchor or anchor in anchors(small.read_text(os.path.join(ROOT, path))), link
 
 
 def test_the_scripts_read_the_registry():

@@ -8,7 +8,7 @@ import pytest
 
 import lab
 import small
-from tools import results, tables, words
+from tools import results, table_formats, tables, words
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDERS = sorted(os.path.dirname(path) for path in glob.glob(os.path.join(ROOT, 'results_published', '*', 'grid.json')))
@@ -16,7 +16,7 @@ PAGES = glob.glob(os.path.join(ROOT, 'docs', 'results', '*.md'))
 
 
 def rows(table):
-    return [line for line in tables.markdown(table).splitlines() if line.startswith('|')]
+    return [line for line in table_formats.markdown(table).splitlines() if line.startswith('|')]
 
 
 def test_something_is_published():
@@ -31,7 +31,7 @@ def test_the_documentation_has_every_table_and_sentence(folder):
     for table in tables.all_tables(found, with_rliable=False):
         assert '\n'.join(rows(table)) in said, table.title
     for sentence in words.sentences(found):
-        assert tables.markdown_text(sentence) in flat
+        assert table_formats.markdown_text(sentence) in flat
 
 
 def figures_of(folder, backbone):

@@ -14,7 +14,8 @@ from scipy import stats
 import lab
 import small
 from fltuning.errors import UserError
-from tools import calibration, pictures, report, results, rliable_scores, sizes, statistics, tables, words
+from tools import (
+    calibration, pictures, rates, report, results, rliable_scores, sizes, statistics, table_formats, tables, words)
 
 METHODS = ['fl', 'ptuning_v2', 'head']
 
@@ -328,7 +329,7 @@ def test_methods_without_a_rate_are_shown(tmp_path):
     shown = texts(table)
     assert shown['fine-tuning'] == ['diverged', 'diverged', '–'] and shown['LoRA'] == ['–', 'diverged', '–']
     assert shown['BitFit'] == ['failed', '–', '–'] and 'Diverged: ' in table.note and 'Failed: ' in table.note
-    assert texts(tables.rate_table(loaded, 'roberta'))['fine-tuning'] == ['diverged', 'diverged']
+    assert texts(rates.chosen_table(loaded, 'roberta'))['fine-tuning'] == ['diverged', 'diverged']
     said = ' '.join(words.sentences(loaded))
     assert '12 of the grid’s 40 cells are there' in said
     assert 'fine-tuning diverged at every rate on tnews, afqmc, and has no score there.' in said
@@ -346,30 +347,35 @@ def test_a_grid_where_all_diverged_has_a_report(tmp_path):
         without(method, task) for task in ('afqmc', 'tnews') for method in ('fl', 'head')])
     loaded = results.load(str(tmp_path))
     assert loaded.tasks == ['tnews', 'afqmc'] and loaded.rows == []
-    table, = tables.all_tables(loaded)
+    table, searched = tables.all_tables(loaded)
+    assert texts(searched)['tnews: FL-Tuning'] == ['diverged']
     assert table.head == ['method', 'tnews (score)', 'afqmc (score)', 'mean']
     assert texts(table) == {title: ['diverged', 'diverged', '–'] for title in ('FL-Tuning', 'head only')}
     assert len(words.sentences(loaded)) == 2
 
 
 @pytest.mark.parametrize('ends, blind', [
-    ((0.2, 0.22), True), ((0.2, 0.24), False), ((None, 0.19), True), ((None, 0.3), False), ((0.3, 0.1), False)])
+    ((0.2, 0.22), True), ((0.2, 0.24), False), ((None, 0.19), True), ((None, 0.3), False), ((0.1, 0.3), False)])
 def test_a_rate_that_was_chosen_from_nothing_is_marked(tmp_path, ends, blind):
     """Two runs choose a rate from 1,000 records, 20 % of which have the commonest label: 2.5 % are two errors."""
     def search(found):
         for result in found.values():
             if result['labels']['seed'] in (1, 2) and result['labels']['method'] == 'fl':
-                result['labels']['stage'] = 'search'
                 score = ends[result['labels']['seed'] - 1]
+                result['labels'].update(stage='search', rate=[1e-4, 1e-3][result['labels']['seed'] - 1])
                 if score is None:
                     result.update(diverged=True, run=None)
                 else:
                     result['run']['history'][-1]['dev']['accuracy'] = score  # an evaluation before may be better
     write_results(tmp_path, tasks=('tnews',), methods=['fl', 'head'], spoil=search, search=0, rates=[1e-4, 1e-3, 1e-2])
     loaded = results.load(str(tmp_path))
-    table = tables.rate_table(loaded, 'roberta')
+    table = rates.chosen_table(loaded, 'roberta')
     assert texts(table) == {'FL-Tuning': ['0.001' + (' †' if blind else '')], 'head only': ['0.001']}
     assert ('†' in table.note) == blind
+    shown = rates.search_table(loaded, 'roberta')
+    assert shown.head == ['task: method', '0.0001', '0.001', '0.01']
+    assert texts(shown) == {'tnews: FL-Tuning': [
+        'diverged' if ends[0] is None else '%.1f' % (100 * ends[0]), '**%.1f' % (100 * ends[1]), '–']}
     said = [text for text in words.sentences(loaded) if 'blindly' in text]
     assert len(said) == blind and all('on tnews no run that chose the rate of FL-Tuning was' in text for text in said)
 
@@ -610,8 +616,8 @@ NASTY = '今日头条 <b>&"50%_#$|*'
 def test_texts_are_escaped(tmp_path):
     write_results(tmp_path, titles={'tnews': NASTY})
     table = tables.score_table(results.load(str(tmp_path)), 'roberta')
-    assert r'今日头条 &lt;b&gt;&amp;"50%\_#$\|\*' in tables.markdown(table)
-    text = tables.latex(table)
+    assert r'今日头条 &lt;b&gt;&amp;"50%\_#$\|\*' in table_formats.markdown(table)
+    text = table_formats.latex(table)
     assert r'今日头条 <b>\&"50\%\_\#\$|*' in text and text.count(r'\\') == 5
     for line in text.splitlines():  # as many columns in each row as are declared
         if line.endswith(r'\\'):

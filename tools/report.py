@@ -11,6 +11,7 @@ from fltuning.errors import Parser, UserError
 from fltuning.extras import import_extra
 from fltuning.files import make_folder, write_json, write_text
 from fltuning.settings import whole_number
+from tools.table_formats import latex, markdown, markdown_text
 
 
 def run(argv: Optional[List[str]] = None) -> None:
@@ -49,9 +50,9 @@ def write(found: Any, folder: str) -> None:
     write_text(os.path.join(folder, 'report.html'), environment.get_template('report.html').render(
         title=title, sentences=said, tables=shown, pictures=inlined) + '\n')
     write_text(os.path.join(folder, 'tables.md'), '\n'.join(
-        ['## ' + tables.markdown_text(title), ''] + ['- ' + tables.markdown_text(text) for text in said] + ['']
-        + [tables.markdown(table) for table in shown]))
-    write_text(os.path.join(folder, 'tables.tex'), '\n'.join(map(tables.latex, shown)))
+        ['## ' + markdown_text(title), ''] + ['- ' + markdown_text(text) for text in said] + ['']
+        + list(map(markdown, shown))))
+    write_text(os.path.join(folder, 'tables.tex'), '\n'.join(map(latex, shown)))
     write_json(os.path.join(folder, 'numbers.json'), tables.numbers(found))
     print('\n'.join(said))
     print('wrote %s, and beside it tables.md, tables.tex, numbers.json and %d pictures as PNG and PDF'

@@ -3,7 +3,7 @@ import collections
 import glob
 import math
 import os
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -62,17 +62,17 @@ class Results:
     """What is in a folder.
 
     choices: {(task, backbone, variant without rate): chosen rate}; without_rate: {such a key: why none could be};
-    blind: such keys whose rate was chosen from runs that had not learnt anything.
+    searches: {such a key: {rate: the run that was to choose}}.
     order: names of tasks and backbones as the tables are to have them.
     """
 
     def __init__(self, rows: List[Row], name: str = 'grid', expected: Optional[int] = None, there: int = 0,
                  titles: Optional[Dict[str, str]] = None, choices: Optional[dict] = None, select: str = 'last',
                  rates: Iterable[float] = (), without_rate: Optional[Dict[tuple, str]] = None,
-                 order: Iterable[str] = (), blind: Iterable[tuple] = ()):
+                 order: Iterable[str] = (), searches: Optional[Dict[tuple, Dict[float, Row]]] = None):
         self.rows, self.name, self.expected, self.there = rows, name, expected, there
         self.titles, self.choices, self.select, self.rates = titles or {}, choices or {}, select, list(rates)
-        self.blind = set(blind)
+        self.searches = searches or {}
         self.several_draws = len({row.draw for row in rows}) > 1
         self.index: Dict[tuple, List[Row]] = {}
         self.dev: Dict[tuple, int] = {}  # its records
@@ -109,6 +109,12 @@ class Results:
         """Those that have runs with this backbone, or were to have some."""
         there = {variant for keys in (self.index, self.without_rate) for _, other, variant in keys if other == backbone}
         return [variant for variant in self.variants if variant in there]
+
+    @property
+    def blind(self) -> Set[tuple]:
+        """Keys of `choices` whose rate was chosen from runs that had not learnt anything."""
+        return {key for key in self.choices if key in self.searches and not any(
+            ended_past(row) for row in self.searches[key].values())}
 
     def series(self, field: str) -> Dict[Variant, List[Variant]]:
         """{a variant without this field of it: those that differ in it alone, in order}, of several."""
@@ -292,7 +298,7 @@ def load(folder: str) -> Results:
         results = [dict(result, labels=dict(result['labels'], **grid['cells'][cell_name(path)]))
                    for path, result in zip(paths, results)]
     select, rows, whole = grid.get('select', 'last'), [], []
-    learnt: Dict[tuple, bool] = {}  # whether any run that chose this key's rate had
+    searches: Dict[tuple, Dict[float, Row]] = {}
     for path, result in zip(paths, results):
         try:
             if result['labels']['stage'] == 'whole':
@@ -300,7 +306,7 @@ def load(folder: str) -> Results:
                 whole.append(result)
             else:
                 row = read_row(result, 'last', several_rates=False)
-                learnt[key_of(row)] = learnt.get(key_of(row), False) or ended_past(row)
+                searches.setdefault(key_of(row), {})[result['labels']['rate']] = row
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError('%s: not a result of a cell of this version' % path)
     choices = {key_of(row): result['labels']['rate']
@@ -310,8 +316,7 @@ def load(folder: str) -> Results:
     rows.sort(key=lambda row: (row.task, row.backbone, str(row.pair)))
     return Results(rows, grid.get('name', os.path.basename(os.path.abspath(folder))), grid.get('count'), len(results),
                    grid.get('titles'), choices, select, grid.get('rates') or (), without_rate,
-                   grid.get('tasks', []) + grid.get('backbones', []),
-                   [key for key, any_of_them in learnt.items() if key in choices and not any_of_them])
+                   grid.get('tasks', []) + grid.get('backbones', []), searches)
 
 
 def read_plan(path: str) -> Dict[str, Any]:

@@ -1,21 +1,16 @@
-"""The tables of a report: as lists of cells, and these as Markdown, LaTeX or HTML."""
+"""The tables of a report, but for those of rates."""
 import functools
-import html
-import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
-from tools import dev_texts, sizes
+from tools import dev_texts, rates, sizes
 from tools.results import OURS, RIVAL, Results
 from tools.statistics import Interval
+from tools.table_formats import Item, Table, percent
 
 CLOSE = '≈'  # not told from the best
 NO_INTERVAL = ' (no interval)'
-LATEX = {'\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#',
-         '_': r'\_', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$', '≈': r'$\approx$',
-         '−': '$-$', '×': r'$\times$', '–': '--'}
-
 NOTES = [
     ('lost)', 'Lost: the training diverged, and the mean is that of the other runs.'),
     ('missing)', 'Missing: runs that other methods have.'),
@@ -23,26 +18,8 @@ NOTES = [
     ('failed', 'Failed: a run that was to choose the rate.')]
 
 
-class Item(NamedTuple):
-    """A table's cell."""
-    text: str
-    bold: bool = False
-
-
-class Table(NamedTuple):
-    """note: what its figures are. The first column is of names, the others of numbers."""
-    title: str
-    head: List[str]
-    rows: List[List[Item]]
-    note: str = ''
-
-
 def task_titles(results: Results) -> List[str]:
     return list(map(results.title, results.tasks))
-
-
-def percent(value: float) -> str:
-    return ('%.1f' % (100 * value)).replace('-', '−')
 
 
 def points(interval: Interval) -> str:
@@ -271,28 +248,6 @@ def span(values: List[float], form: str) -> str:
     return low if low == high else '%s–%s' % (low, high)
 
 
-def rate_table(results: Results, backbone: str) -> Optional[Table]:
-    """The chosen rates, whether one is at the edge of the list, and whether it was chosen from anything."""
-    if not results.choices:
-        return None
-    rows: List[List[Item]] = []
-    edges = (min(results.rates), max(results.rates)) if results.rates else ()
-    for variant in results.shown(backbone):
-        items = [Item(results.variant_title(variant))]
-        for task in results.tasks:
-            key = (task, backbone, variant)
-            rate = results.choices.get(key)
-            items.append(Item(results.absent(*key) if rate is None else '%g%s%s' % (
-                rate, ' *' if rate in edges else '', ' †' if key in results.blind else '')))
-        rows.append(items)
-    blind = any('†' in item.text for row in rows for item in row)
-    return Table('Learning rates, ' + results.title(backbone), ['method'] + task_titles(results), rows,
-                 'Chosen on a fifth of the training records, for each method from the same list (%s). *: at its edge, '
-                 'so that a better one may lie beyond.%s' % (', '.join('%g' % rate for rate in results.rates), (
-                     ' †: none of the runs that chose it ended above the commonest label (or above 0, where there is '
-                     'none) by two standard errors, so it is as good as picked blindly.' if blind else '')))
-
-
 def all_tables(results: Results, with_rliable: bool = True) -> List[Table]:
     found: List[Optional[Table]] = []
     for backbone in results.backbones:
@@ -300,45 +255,9 @@ def all_tables(results: Results, with_rliable: bool = True) -> List[Table]:
                   other_texts_table(results, backbone), size_table(results, backbone)]
         if with_rliable:
             found.append(bootstrap_table(results, backbone))
-        found += [convergence_table(results, backbone), cost_table(results, backbone), rate_table(results, backbone)]
+        found += [convergence_table(results, backbone), cost_table(results, backbone),
+                  rates.chosen_table(results, backbone), rates.search_table(results, backbone)]
     return [table for table in found if table]
-
-
-def markdown_text(text: str) -> str:
-    """
-    >>> markdown_text('a|b <c>')
-    'a\\\\|b &lt;c&gt;'
-    """
-    text = html.escape(' '.join(text.split()), quote=False)
-    return re.sub(r'([\\|*_`\[\]])', r'\\\1', text)
-
-
-def markdown(table: Table) -> str:
-    lines = ['### ' + markdown_text(table.title), '',
-             '| %s |' % ' | '.join(map(markdown_text, table.head)), '| --- ' * len(table.head) + '|']
-    for row in table.rows:
-        lines.append('| %s |' % ' | '.join(
-            '**%s**' % markdown_text(item.text) if item.bold else markdown_text(item.text) for item in row))
-    return '\n'.join(lines + ['', markdown_text(table.note), ''])
-
-
-def latex_text(text: str) -> str:
-    """
-    >>> latex_text('50 % of a_b')
-    '50 \\\\% of a\\\\_b'
-    """
-    return ''.join(LATEX.get(character, character) for character in ' '.join(text.split()))
-
-
-def latex(table: Table) -> str:
-    """A table that needs booktabs, and xeCJK or ctex where a title is Chinese."""
-    rows = [' & '.join(r'\textbf{%s}' % latex_text(item.text) if item.bold else latex_text(item.text)
-                       for item in row) + r' \\' for row in table.rows]
-    return '\n'.join([
-        r'\begin{table}', r'\centering', r'\caption{%s. %s}' % (latex_text(table.title), latex_text(table.note)),
-        r'\begin{tabular}{l%s}' % ('r' * (len(table.head) - 1)), r'\toprule',
-        ' & '.join(map(latex_text, table.head)) + r' \\', r'\midrule'] + rows + [
-        r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
 
 
 def numbers(results: Results) -> Dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a grid's results say and do not say, in sentences."""
 from typing import Dict, List
 
-from tools import cells, dev_texts, sizes
+from tools import cells, dev_texts, rates, sizes
 from tools.results import RIVAL, Results, Variant
 from tools.tables import counted, points, times, with_ours
 
@@ -18,7 +18,7 @@ def sentences(results: Results) -> List[str]:
         found += [about + text for variants in sizes.series(results, backbone)
                   for text in by_size(results, backbone, variants)]
         found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
-        found += [about + text for task in results.tasks for text in chosen_blindly(results, backbone, task)]
+        found += [about + text for task in results.tasks for text in rates.chosen_blindly(results, backbone, task)]
         for task in results.unlearnt(backbone):
             found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
                          'task tells little of the methods.' % results.title(task))
@@ -36,14 +36,6 @@ def lost(results: Results, backbone: str, variant: Variant) -> List[str]:
     return [text % (results.variant_title(variant), ', '.join(tasks)) for tasks, text in [
         (diverged, '%s diverged at every rate on %s, and has no score there.'),
         (failed, '%s has no score on %s: a run that was to choose its rate failed.')] if tasks]
-
-
-def chosen_blindly(results: Results, backbone: str, task: str) -> List[str]:
-    """Of methods whose rate on a task was chosen from runs that had learnt nothing."""
-    titles = [results.variant_title(variant) for variant in results.shown(backbone)
-              if (task, backbone, variant) in results.blind]
-    return ['on %s no run that chose the rate of %s was above the commonest label: it is as good as picked blindly, '
-            'and another may do better.' % (results.title(task), ' or '.join(titles))] if titles else []
 
 
 def compared(results: Results, backbone: str, ours: Variant, theirs: Variant) -> List[str]:
