@@ -17,11 +17,10 @@ def chosen_table(results: Results, backbone: str) -> Optional[Table]:
             key = (task, backbone, variant)
             rate = results.choices.get(key)
             items.append(Item(results.absent(*key) if rate is None else '%g%s%s' % (
-                rate, ' *' if rate in edges else '', ' †' if key in results.blind else '')))
+                rate, ' *' if rate in edges else '', ' †' if results.is_blind(*key) else '')))
         rows.append(items)
     blind = any('†' in item.text for row in rows for item in row)
-    head = ['method'] + list(map(results.title, results.tasks))
-    return Table('Learning rates, ' + results.title(backbone), head, rows,
+    return Table('Learning rates, ' + results.title(backbone), ['method'] + results.task_titles(), rows,
                  'Chosen on a fifth of the training records, for each method from the same list (%s). *: at its edge, '
                  'so that a better one may lie beyond.%s' % (', '.join('%g' % rate for rate in results.rates), (
                      ' †: none of the runs that chose it ended above the commonest label (or above 0, where there is '
@@ -53,6 +52,6 @@ def score_item(row: Optional[Row], is_chosen: bool) -> Item:
 def chosen_blindly(results: Results, backbone: str, task: str) -> List[str]:
     """A sentence of the methods whose rate on a task was chosen from runs that had learnt nothing, if any."""
     titles = [results.variant_title(variant) for variant in results.shown(backbone)
-              if (task, backbone, variant) in results.blind]
+              if results.is_blind(task, backbone, variant)]
     return ['on %s no run that chose the rate of %s was above the commonest label: it is as good as picked blindly, '
             'and another may do better.' % (results.title(task), ' or '.join(titles))] if titles else []

@@ -3,7 +3,7 @@ import collections
 import glob
 import math
 import os
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -92,6 +92,9 @@ class Results:
     def title(self, name: str) -> str:
         return self.titles.get(name, METHODS[name].title if name in METHODS else name)
 
+    def task_titles(self) -> List[str]:
+        return list(map(self.title, self.tasks))
+
     def variant_title(self, variant: Variant, without: str = '') -> str:
         """With what it differs in from others of its method, but for one field."""
         others = [other for other in self.variants if other.method == variant.method]
@@ -110,11 +113,10 @@ class Results:
         there = {variant for keys in (self.index, self.without_rate) for _, other, variant in keys if other == backbone}
         return [variant for variant in self.variants if variant in there]
 
-    @property
-    def blind(self) -> Set[tuple]:
-        """Keys of `choices` whose rate was chosen from runs that had not learnt anything."""
-        return {key for key in self.choices if key in self.searches and not any(
-            ended_past(row) for row in self.searches[key].values())}
+    def is_blind(self, *key: Any) -> bool:
+        """Whether the rate of such a key was chosen from runs that had not learnt anything."""
+        runs = self.searches.get(key, {}).values()
+        return key in self.choices and bool(runs) and not any(map(ended_past, runs))
 
     def series(self, field: str) -> Dict[Variant, List[Variant]]:
         """{a variant without this field of it: those that differ in it alone, in order}, of several."""

@@ -18,10 +18,6 @@ NOTES = [
     ('failed', 'Failed: a run that was to choose the rate.')]
 
 
-def task_titles(results: Results) -> List[str]:
-    return list(map(results.title, results.tasks))
-
-
 def points(interval: Interval) -> str:
     """A difference of scores with its interval, in points of a percent."""
     def signed(value):
@@ -87,7 +83,7 @@ def difference_table(results: Results, backbone: str) -> Optional[Table]:
     rows = difference_rows(results, backbone, results.difference, results.overall)
     return Table(
         'FL-Tuning less each other method, ' + results.title(backbone),
-        ['method'] + task_titles(results) + ['over tasks'], rows,
+        ['method'] + results.task_titles() + ['over tasks'], rows,
         'Points of a percent between runs of the same seed and draw, with 95 % intervals: Student’s t, over tasks '
         'Welch’s. Above 0 FL-Tuning is ahead; bold where 0 is outside. The intervals are over seeds and draws, '
         'not over other dev records, and each is for itself: of twenty true ties one is expected in bold. '
@@ -100,7 +96,7 @@ def other_texts_table(results: Results, backbone: str) -> Optional[Table]:
                            functools.partial(dev_texts.overall, results))
     return Table(
         'The same for other dev texts, too, ' + results.title(backbone),
-        ['method'] + task_titles(results) + ['over tasks'], rows,
+        ['method'] + results.task_titles() + ['over tasks'], rows,
         'The same differences, with 95 % intervals over seeds and over dev’s texts, as if these were drawn anew as '
         'well: what would hold on another dev set like it. –: runs have no points of texts, or no interval.'
     ) if rows else None
@@ -134,7 +130,7 @@ def size_table(results: Results, backbone: str) -> Optional[Table]:
                 overall_item(results, overall and overall[:2], points)])
     return Table(
         'With each doubling of the size, ' + results.title(backbone),
-        ['method'] + task_titles(results) + ['over tasks'], rows,
+        ['method'] + results.task_titles() + ['over tasks'], rows,
         'Change of the score in points of a percent: the slope of the line nearest to the scores of a seed (or draw) '
         'over the logarithm of the size, of sizes with all runs, with 95 % intervals: Student’s t, over tasks Welch’s; '
         'bold where 0 is outside. They are over seeds (or draws), not over other dev records, nor over other choices '
@@ -201,7 +197,7 @@ def convergence_table(results: Results, backbone: str) -> Optional[Table]:
     if not any(len(row.history) > 1 for row in results.rows):
         return None
     return Table(
-        'Convergence, ' + results.title(backbone), ['method'] + task_titles(results) + ['over tasks'],
+        'Convergence, ' + results.title(backbone), ['method'] + results.task_titles() + ['over tasks'],
         rows, 'Steps to the first evaluation with 95 % of the best score of the same run, mean over runs; no finer '
         'than the evaluations are. Ratios are geometric means of paired runs with 95 % intervals, of those runs that '
         'got past the commonest label, where its share is known, by two standard errors of a share of dev, on tasks '
