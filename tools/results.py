@@ -357,14 +357,15 @@ def read_row(result: Dict[str, Any], select: str, several_rates: bool) -> Row:
     labels, run = result['labels'], result['run'] or {}
     variant = Variant(labels['method'], labels['size'], labels['layers'],
                       labels['rate'] if several_rates else None)
-    history = tuple(history_points(run, labels)) if not result['diverged'] else ()
+    scored, history, points = None, (), None
+    if not result['diverged']:
+        scored, history = score(result, select), tuple(history_points(run, labels))
+        points = read_points(run, labels, select, scored)
     parameters = run.get('parameters') or {}
     return Row(
-        labels['task'], labels['backbone'], variant, labels['seed'], labels['draw'], labels['metric'],
-        None if result['diverged'] else score(result, select), history, parameters.get('trained'),
-        parameters.get('all'), run.get('train_seconds'), run.get('peak_memory_mb'),
-        (run.get('samples') or labels['records'])['dev'], labels['commonest'],
-        None if result['diverged'] else read_points(run, labels, select, score(result, select)))
+        labels['task'], labels['backbone'], variant, labels['seed'], labels['draw'], labels['metric'], scored, history,
+        parameters.get('trained'), parameters.get('all'), run.get('train_seconds'), run.get('peak_memory_mb'),
+        (run.get('samples') or labels['records'])['dev'], labels['commonest'], points)
 
 
 def read_points(run: Dict[str, Any], labels: Dict[str, Any], select: str,
