@@ -21,6 +21,7 @@ from tools.cell_run import TRIES, Outcome, run_cell
 from tools.cells import Cell
 
 PATIENCE = 5.0  # seconds of one `wait`
+JOBS = 100  # of an array at a time, unless said
 
 
 def cores() -> int:
@@ -175,6 +176,7 @@ class RayEngine:
         resources = ray.cluster_resources()
         self.gpus = (1.0 if resources.get('GPU') else 0.0) if gpus is None else gpus
         self.threads = threads or 1
+        self.check_nodes()
         most = resources.get('GPU', 0) / self.gpus if self.gpus else resources.get('CPU', 1) / self.threads
         self.processes = max(1, int(min(most, processes or most)))
         task = make_task(folder, self.threads, command, tries)
@@ -182,9 +184,20 @@ class RayEngine:
         self.options = dict(num_cpus=self.threads, num_gpus=self.gpus, max_retries=tries)
         self.names: Dict[Any, str] = {}
 
+    def nodes(self) -> List[Dict[str, float]]:
+        """What each of the cluster has."""
+        return [node['Resources'] for node in self.ray.nodes() if node['Alive']]
+
+    def check_nodes(self) -> None:
+        """A task that no node has room for would wait without end, and without a word."""
+        if not any(node.get('CPU', 0) >= self.threads and node.get('GPU', 0) >= self.gpus for node in self.nodes()):
+            self.ray.shutdown()
+            raise UserError('--threads %d, --gpus %g: no node of the cluster has so many cores and GPUs'
+                            % (self.threads, self.gpus))
+
     def memory(self) -> Optional[int]:
         """Of the largest node."""
-        return int(max(node['Resources'].get('memory', 0) for node in self.ray.nodes() if node['Alive']))
+        return int(max(node.get('memory', 0) for node in self.nodes()))
 
     @property
     def active(self) -> int:
@@ -194,7 +207,8 @@ class RayEngine:
         return self.processes - self.active
 
     def submit(self, cell: Cell) -> None:
-        task = self.task.options(memory=cell.estimate.memory, **self.options)
+        # One that may take more than any node has gets a whole one: it was checked that it can do with that.
+        task = self.task.options(memory=min(cell.estimate.memory, self.memory()), **self.options)
         self.names[task.remote(as_tuple(cell))] = cell.name
 
     def wait(self) -> Optional[Outcome]:
@@ -222,20 +236,13 @@ class SlurmEngine:
                  cluster: str = 'slurm'):
         """options: of sbatch, e.g. slurm_partition; cluster: 'local' for processes of this machine, in tests."""
         submitit = import_extra('submitit', 'lab')
-        self.threads, self.processes, self.tries = threads or 1, processes or 100, tries
+        self.threads, self.processes, self.tries = threads or 1, processes or JOBS, tries
         logs = os.path.join(os.path.abspath(folder), 'slurm')
         try:
             self.executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
         except RuntimeError as error:
             raise UserError('--engine slurm: %s' % error)
-        self.parameters = dict(name='cells', cpus_per_task=self.threads, timeout_min=24 * 60,
-                               mem_gb=-(-memory >> 30) + 1, **(options or {}))
-        if cluster == 'slurm':
-            self.parameters.setdefault('slurm_array_parallelism', self.processes)
-        try:
-            self.executor.update_parameters(**self.parameters)
-        except (NameError, TypeError) as error:
-            raise UserError('--slurm: %s' % error)
+        set_parameters(self.executor, slurm_parameters(memory, self.threads, self.processes, options))
         self.task = make_task(folder, self.threads, command, tries)
         self.waiting: List[Cell] = []
         self.jobs: Dict[str, Any] = {}
@@ -287,13 +294,30 @@ class SlurmEngine:
             job.cancel()
 
 
-def slurm_script(folder: str, cells: int, memory: int, threads: int, options: Dict[str, Any]) -> str:
-    """The job script that submitit hands to sbatch, for a user to see before it is."""
-    slurm = import_extra('submitit.slurm.slurm', 'lab')
-    options = {key.replace('slurm_', '', 1): value for key, value in options.items()}
-    options = dict(dict(job_name='cells', cpus_per_task=threads, time=24 * 60, mem='%dGB' % ((-(-memory >> 30)) + 1),
-                        array_parallelism=100), **options)
+def slurm_parameters(memory: int, threads: int, processes: int, options: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """submitit's, of jobs that take so many bytes and threads, so many at a time; options: that the user gives."""
+    return dict(dict(name='cells', cpus_per_task=threads, timeout_min=24 * 60, mem_gb=-(-memory >> 30) + 1,
+                     slurm_array_parallelism=processes), **(options or {}))
+
+
+def set_parameters(executor: Any, parameters: Dict[str, Any]) -> None:
+    try:
+        executor.update_parameters(**parameters)
+    except (AssertionError, NameError, TypeError) as error:
+        raise UserError('--slurm: %s' % error)
+
+
+def slurm_script(folder: str, cells: int, parameters: Dict[str, Any]) -> str:
+    """The job script that submitit hands to sbatch, for a user to see before it is.
+
+    parameters: `slurm_parameters`. Raises UserError for one that there is not.
+    """
+    submitit, slurm = import_extra('submitit', 'lab'), import_extra('submitit.slurm.slurm', 'lab')
     logs = os.path.join(os.path.abspath(folder), 'slurm')
+    set_parameters(submitit.AutoExecutor(folder=logs, cluster='local'), parameters)
+    given = {key: value for key, value in parameters.items() if not key.startswith('slurm_')}
+    given.update((key[len('slurm_'):], value) for key, value in parameters.items() if key.startswith('slurm_'))
+    # Its executor for SLURM can only be made where srun is; what it calls the parameters does not depend on that.
+    named = object.__new__(slurm.SlurmExecutor)._convert_parameters(given)
     return slurm._make_sbatch_string(
-        command='%s -u -m submitit.core._submit %s' % (sys.executable, logs), folder=logs, map_count=cells,
-        **options)
+        command='%s -u -m submitit.core._submit %s' % (sys.executable, logs), folder=logs, map_count=cells, **named)

@@ -5,6 +5,7 @@ its own, `scripts/run TASK ...`, and leaves one file in OUTPUT_DIR/cells. Stoppe
 """
 import argparse
 import os
+import re
 import signal
 import sys
 from typing import Any, Dict, List, Optional
@@ -43,13 +44,13 @@ def make_parser() -> Parser:
 
 def slurm_options(pairs: List[str]) -> Dict[str, Any]:
     """
-    >>> slurm_options(['slurm_partition=gpu', 'timeout_min=60'])
-    {'slurm_partition': 'gpu', 'timeout_min': 60}
+    >>> slurm_options(['slurm_partition=gpu', 'timeout_min=60', 'mem_gb=1.5'])
+    {'slurm_partition': 'gpu', 'timeout_min': 60, 'mem_gb': 1.5}
     """
     for pair in pairs:
         if '=' not in pair.strip('='):
             raise UserError('--slurm: expected KEY=VALUE, got %s' % pair)
-    return {key: int(value) if value.isdigit() else value
+    return {key: int(value) if value.isdigit() else float(value) if re.match(r'\d+\.\d+$', value) else value
             for key, value in (pair.split('=', 1) for pair in pairs)}
 
 
@@ -155,7 +156,7 @@ def describe(result: Dict[str, Any], select: str) -> str:
 
 def show(plan: Any, flags: argparse.Namespace, slurm: Dict[str, Any]) -> None:
     """The cells, with the time of each, and of all as this machine would run them."""
-    from tools.engines import cores, how_many, slurm_script
+    from tools.engines import JOBS, cores, how_many, slurm_parameters, slurm_script
     from tools.estimates import Clock, duration
     clock, cells = Clock(), plan.cells()
     for cell in cells:
@@ -173,4 +174,5 @@ def show(plan: Any, flags: argparse.Namespace, slurm: Dict[str, Any]) -> None:
             missing, threads, processes)), processes, threads,
         'measured' if clock.ratios else 'a guess, until a cell has run here'))
     if flags.engine == 'slurm':
-        print(slurm_script(plan.folder, len(missing), plan.memory(), flags.threads or 1, slurm))
+        print(slurm_script(plan.folder, len(missing), slurm_parameters(
+            plan.memory(), flags.threads or 1, flags.processes or JOBS, slurm)))
