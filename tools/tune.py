@@ -10,6 +10,8 @@ from typing import Any, Dict, List, Optional
 
 from fltuning.errors import Parser, UserError
 from fltuning.extras import import_extra
+from fltuning.files import make_folder
+from fltuning.locks import locked
 from fltuning.settings import positive_number, whole_number
 from tools.data import DATA_PATH_HELP
 
@@ -60,15 +62,17 @@ def run(argv: Optional[List[str]] = None, command: Optional[List[str]] = None) -
     optuna = import_extra('optuna', 'lab')
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = os.path.abspath(flags.output_dir or os.path.join('results', 'tune', '%s-%s' % (flags.task, flags.method)))
+    make_folder(folder, 'output_dir')
     trials = Trials(flags, folder)
     from tools.engines import LocalEngine
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    study = open_study(optuna, flags, folder, trials.identity())
-    engine = LocalEngine(folder, trials.largest(), flags.processes, flags.threads, command)
-    try:
-        search(optuna, study, trials, engine, flags.trials)
-    finally:
-        engine.stop()
+    with locked(os.path.join(folder, 'lock')):  # another search would take our trials for those of one that was stopped
+        study = open_study(optuna, flags, folder, trials.identity())
+        engine = LocalEngine(folder, trials.largest(), flags.processes, flags.threads, command)
+        try:
+            search(optuna, study, trials, engine, flags.trials)
+        finally:
+            engine.stop()
     done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not done:
         print('no trial came to its end; see %s' % os.path.join(folder, 'work'))
@@ -99,8 +103,12 @@ class Trials:
 
     def identity(self) -> Dict[str, Any]:
         """What the trials of one study have in common."""
+        from tools.cells import own_settings
         flags = self.flags
-        return dict({name: getattr(flags, name) for name in SPACE + ('task', 'method', 'seed', 'stack')},
+        own = own_settings(flags.task, flags.method, 1.0)
+        for name in ('epochs', 'batch_size') if flags.batch_sizes else ('epochs',):
+            own.pop(name, None)  # of the space
+        return dict(own, **{name: getattr(flags, name) for name in SPACE + ('task', 'method', 'seed', 'stack')},
                     data=self.part.sha256, backbone=self.backbone_sha256)
 
     def ask(self, study: Any) -> Any:
@@ -134,7 +142,6 @@ class Trials:
 
 def open_study(optuna: Any, flags: argparse.Namespace, folder: str, identity: Dict[str, Any]) -> Any:
     """The study in the folder, made where there is none. Raises UserError for one of another space or task."""
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, 'study.db')
     try:
         study = optuna.create_study(
@@ -146,9 +153,9 @@ def open_study(optuna: Any, flags: argparse.Namespace, folder: str, identity: Di
     except Exception as error:  # of SQLite, through several layers
         raise UserError('%s: no study of Optuna: %s' % (path, str(error).splitlines()[0]))
     for name, value in identity.items():
-        if theirs.get(name) != value:
+        if theirs.get(name, value) != value:
             raise UserError('%s: a study with %s %s, here it is %s; name another output_dir'
-                            % (path, name, theirs.get(name), value))
+                            % (path, name, theirs[name], value))
     study.set_user_attr('identity', identity)
     return study
 
