@@ -48,4 +48,9 @@ def find_data(name: str, data_path: str, other_name: Optional[str] = None) -> st
         raise UserError('data_path: no folder %s; expected the files of %s there' % (folder, name))
     print('%s: no files in clue_dataset/%s: using the bundled sample, which shows how things go and '
           'scores nothing (see clue_dataset/README.md)' % (name, name))
+    return sample_folder(name)
+
+
+def sample_folder(name: str) -> str:
+    """Of a task's bundled sample."""
     return os.path.join(ROOT, 'clue_dataset', 'sample', name)

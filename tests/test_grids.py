@@ -1,10 +1,12 @@
 """Grids: what is refused, the cells and their order, data, engines that lose processes, searches of rates."""
+import errno
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,7 +17,7 @@ import snippets
 import tasks
 from fltuning import compat
 from fltuning.errors import UserError
-from tools import cells, estimates, grids, methods, parts, plan, reproduce
+from tools import cell_run, cells, estimates, grids, methods, parts, plan, reproduce, results, words
 
 GRID = '''name: g
 tasks: [afqmc, wsc]
@@ -78,6 +80,9 @@ def write(made, tmp_path):
     (1, 'no seeds: expected a list', 'seeds: [1, 2, 3]\n', ''),
     (4, 'not YAML', '[fl, ptuning_v2]', '[fl, ptuning_v2'),
     (2, 'train: expected a whole number from 1, got -5', '[afqmc, wsc]', '{afqmc: {train: -5}}'),
+    (2, 'tasks: afqmc is there twice', '[afqmc, wsc]', '{afqmc: {}, afqmc: {}}'),
+    (7, 'settings: precision bfloat16: the stack tf1 computes in float32 only', 'epochs: 4', 'precision: bfloat16'),
+    (10, 'layers: 0,1: these layers are there twice', 'BACKBONE}\n', 'BACKBONE}\nlayers: ["0-1", "0,1"]\n'),
     (1, '32 cells: expected 30 at most', 'seeds: [1, 2, 3]', 'seeds: [1, 2, 3, 4]'),
 ])
 def test_bad_grids_are_refused_with_file_and_line(line, expected, old, new, write, monkeypatch):
@@ -100,6 +105,7 @@ def test_nothing_runs_of_a_grid_with_a_cell_that_cannot_fit(write, tmp_path, cap
 def test_other_refusals(write, made, tmp_path):
     for old, new, expected in [
             ('afqmc, wsc', 'afqmc, tnews', 'line 2: tasks: data_path: no folder'),
+            ('epochs: 4}', 'precision: bf16}\nstack: tf2', 'settings: afqmc: argument --precision: invalid choice'),
             ('{tiny: BACKBONE}', '{a: BACKBONE, b: BACKBONE}', 'line 9: backbones: a and b are the same'),
             ('{tiny: BACKBONE}', '{tiny: DATA}', 'line 9: backbones: ')]:
         with pytest.raises(UserError) as refused:
@@ -371,6 +377,61 @@ def test_parts_of_changed_grids_are_not_mixed(write, tmp_path):
     assert set(labels) == set(first) and {found['backbone'] for found in labels.values()} == {'mine'}
 
 
+def test_more_of_a_grid_keeps_what_is_there(write, tmp_path):
+    """Seeds, tasks and methods that are added leave parts that were run before as they are; those taken away go."""
+    folder = tmp_path / 'out'
+
+    def write_part(part, *changes):
+        grid = grids.read_grid(write(*changes))
+        plan.Plan(grids.narrow(grid, part), str(folder), grid).write()
+        return small.read_json(folder, 'grid.json')['cells']
+    first = write_part({}, 'afqmc, wsc', 'wsc')
+    more = write_part({'methods': ['lora']}, '[1, 2, 3]', '[1, 2, 3, 4]', '[fl, ptuning_v2]', '[lora, fl, ptuning_v2]')
+    assert set(first) < set(more) and len(first) == 12 and len(more) == 12 + 16
+    fewer = write_part({'methods': ['lora']}, '[1, 2, 3]', '[1, 2]', '[fl, ptuning_v2]', '[lora, fl]')
+    assert {labels['seed'] for labels in fewer.values()} == {1, 2}
+    assert {(labels['task'], labels['method']) for labels in fewer.values()} == {
+        ('afqmc', 'lora'), ('wsc', 'lora'), ('wsc', 'fl')}
+
+
+@pytest.mark.parametrize('what', ['data', 'settings'])
+def test_runs_on_other_data_are_not_compared(what, write, made, tmp_path, capsys, monkeypatch):
+    import wsc
+    arguments = ['--output_dir', str(tmp_path / 'out'), '--tasks', 'wsc', '--processes', '4']
+    command = [sys.executable, lab.STAND_IN]
+    monkeypatch.setenv('STAND_IN_LOG', str(tmp_path / 'log'))
+    path = write('seeds: [1, 2, 3]', 'seeds: [1, 2]', 'rates: [0.001, 0.002]', 'rates: [0.001]')
+    assert reproduce.run([path, '--methods', 'fl'] + arguments, command) == 0
+    assert reproduce.run([path, '--methods', 'ptuning_v2'] + arguments, command) == 0
+    assert len(small.read_json(tmp_path / 'out', 'grid.json')['cells']) == 4
+    assert 'left out' not in capsys.readouterr().out
+    if what == 'data':
+        small.write_task(tmp_path / 'data', 'wsc')
+        arguments += ['--data_path', str(tmp_path / 'data')]
+    else:
+        monkeypatch.setattr(wsc.WSC, 'maxlen', 33)
+    assert reproduce.run([path, '--methods', 'ptuning_v2'] + arguments, command) == 0
+    assert 'grid.json: 2 cells that are there are left out: now they would be on other data' in capsys.readouterr().out
+    assert {row.variant.method for row in results.load(str(tmp_path / 'out')).rows} == {'ptuning_v2'}
+    os.remove(str(tmp_path / 'out' / 'grid.json'))
+    if what == 'data':  # all that is in the folder
+        with pytest.raises(UserError, match='are runs of wsc on different data'):
+            results.load(str(tmp_path / 'out'))
+
+
+def test_the_sample_is_named(write, tmp_path, capsys, monkeypatch):
+    """When a grid begins and in its report: tables of what scores nothing look like others."""
+    monkeypatch.setenv('STAND_IN_LOG', str(tmp_path / 'log'))
+    path = write('data_path: DATA\n', '', '[afqmc, wsc]', '{afqmc: {train: 4000, dev: 50}}', '[1, 2, 3]', '[1, 2]',
+                 'rates: [0.001, 0.002]', 'rates: [0.001]')
+    assert reproduce.run([path, '--output_dir', str(tmp_path / 'out')], [sys.executable, lab.STAND_IN]) == 0
+    said = capsys.readouterr().out
+    assert 'afqmc: no files in clue_dataset/afqmc: using the bundled sample' in said
+    assert 'afqmc: train: 200 records are there, of the 4000 that are asked for' in said and 'afqmc: dev: ' not in said
+    assert ('On afqmc the data is the bundled sample: it shows how things go, and scores nothing.'
+            in words.sentences(results.load(str(tmp_path / 'out'))))
+
+
 def test_groups_without_a_rate_are_listed(write, tmp_path):
     found = make_plan(write('seeds: [1, 2, 3]', 'seeds: [1, 2, 3]\nsearch: true'), tmp_path / 'out')
     for cell in found.cells():
@@ -483,6 +544,15 @@ def test_a_real_grid(write, made, tmp_path, clear_session):
     assert ours == theirs and len(ours) == 2
 
 
+def test_a_cell_runs_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    """On a file system without locks, as before there were any; a run alone does, too."""
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(cell_run.fcntl, 'flock', flock)
+    with cell_run.held(str(tmp_path / 'work' / 'lock'), threading.Event()) as descriptor:
+        assert os.fstat(descriptor)
+
+
 # In the lab environment.
 
 
@@ -542,6 +612,33 @@ def test_slurm_through_submitit(write, tmp_path):
 
 
 @lab.IN_LAB
+@pytest.mark.parametrize('options, expected', [
+    ('slurm_partition=gpu timeout_min=600 mem_gb=7.5',
+     ['--partition=gpu', '--time=600', '--mem=7680MB', '--array=0-7%3']),
+    ('slurm_time=33', ['--time=33', '--mem=']), ('timeout=3', "error: --slurm: Parameter 'timeout' need"),
+    ('mem_gb=much', 'error: --slurm: Parameter "mem_gb" expected type')])
+def test_the_job_script_that_is_shown(options, expected, write, tmp_path):
+    """With submitit's own parameters, as --help has them, and those of sbatch."""
+    path = write('[afqmc, wsc]', '[afqmc]', '[0.001, 0.002]', '[0.002]', '[1, 2, 3]', '[1, 2, 3, 4]')
+    code, output = lab.run('reproduce', [path, '--output_dir', tmp_path / 'out', '--engine', 'slurm', '--dry_run',
+                                         '--processes', '3', '--slurm'] + options.split(), tmp_path / 'log',
+                           python=lab.lab_python())
+    if isinstance(expected, str):
+        assert code == 2 and expected in output and 'Traceback' not in output
+    else:
+        assert code == 0 and [text for text in expected if '#SBATCH ' + text not in output] == [], output
+
+
+@lab.IN_LAB
+@pytest.mark.slow
+def test_ray_says_what_no_node_has_room_for(write, tmp_path):
+    """Its tasks would wait without end, and without a word."""
+    arguments = [write(), '--output_dir', tmp_path / 'out', '--engine', 'ray', '--threads', 4096]
+    code, output = lab.run('reproduce', arguments, tmp_path / 'log', python=lab.lab_python())
+    assert code == 2 and '--threads 4096, --gpus 0: no node of the cluster has so many cores and GPUs' in output
+
+
+@lab.IN_LAB
 @pytest.mark.slow
 def test_tune_goes_on(write, made, tmp_path):
     """Killed and started again: so many trials in all, none twice, the best of the space."""
@@ -563,3 +660,25 @@ def test_tune_goes_on(write, made, tmp_path):
     code, output = lab.run('tune', [1e-5 if text == '1e-4' else text for text in arguments], tmp_path / 'other',
                            python=python)
     assert code == 2 and 'a study with rates' in output and 'name another output_dir' in output
+
+
+@lab.IN_LAB
+@pytest.mark.slow
+def test_a_study_is_of_one_search_at_a_time_and_of_one_setting(made, tmp_path):
+    """A second search would take the first's trials for those of one that was stopped, which ended it."""
+    python, log = lab.lab_python(), tmp_path / 'log'
+    arguments = ['afqmc', '--data_path', made / 'data', '--backbone', made / 'backbone', '--trials', 4,
+                 '--processes', 1, '--output_dir', tmp_path / 'out']
+    driver = lab.start('tune', arguments, log, python, seconds=0.4)
+    while not lab.lines(log):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    code, output = lab.run('tune', arguments, tmp_path / 'second', python=python)
+    assert code == 2 and 'another run is writing here' in output
+    assert driver.wait(60) == 0
+    code = ('import sys\nsys.path.insert(0, %r)\nimport afqmc\nfrom fltuning.errors import run_tool\n'
+            'from tools import tune\nafqmc.AFQMC.maxlen = 33\nrun_tool("tune", lambda: tune.run(sys.argv[1:]))'
+            % lab.ROOT)
+    done = subprocess.run([python, '-c', code] + list(map(str, arguments)), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 2 and 'a study with maxlen 128, here it is 33; name another output_dir' in done.stdout

@@ -123,6 +123,8 @@ def held(path: str, stop: threading.Event) -> Iterator[int]:
                 break
             except BlockingIOError:
                 stop.wait(POLL)
+            except OSError:  # a file system without locks: as before there were any
+                break
         yield descriptor
     finally:
         os.close(descriptor)

@@ -24,7 +24,8 @@ class Cell(NamedTuple):
     configuration: all that decides its numbers; threads and the version of the code are written down with
         the result instead.
     labels: what it is called in tables: stage (search or whole), task, backbone, method, size, layers,
-        rate, seed, draw; the metric, the numbers of records, dev's commonest label.
+        rate, seed, draw; the metric, the numbers of records, dev's commonest label; `sample`, where data is the
+        bundled one.
     flags: {flag: value} of scripts/run; True: a flag without a value.
     estimate: what it will take (tools/estimates.py).
     """
@@ -44,9 +45,7 @@ class Cell(NamedTuple):
     def arguments(self, output_dir: str, threads: int) -> List[str]:
         """Of scripts/run."""
         flags = dict(self.flags, output_dir=output_dir, threads=threads)
-        return [self.configuration['task'], '--stack', self.configuration['stack'], '--resume'] + [
-            text for name, value in sorted(flags.items()) if value is not None and value is not False
-            for text in (['--' + name] if value is True else ['--' + name, str(value)])]
+        return [self.configuration['task'], '--stack', self.configuration['stack'], '--resume'] + flag_texts(flags)
 
     def title(self) -> str:
         """In a line of progress."""
@@ -55,6 +54,15 @@ class Cell(NamedTuple):
         parts += ['%s %s' % (name, labels[name]) for name in ('size', 'layers', 'rate', 'draw', 'seed')
                   if labels.get(name) not in (None, '')]
         return ' '.join(parts + ['(choosing a rate)'] * (labels['stage'] == 'search'))
+
+
+def flag_texts(flags: Dict[str, Any]) -> List[str]:
+    """
+    >>> flag_texts({'epochs': 3, 'bucket': True, 'padded': False, 'limit': None})
+    ['--bucket', '--epochs', '3']
+    """
+    return [text for name, value in sorted(flags.items()) if value is not None and value is not False
+            for text in (['--' + name] if value is True else ['--' + name, str(value)])]
 
 
 def configuration_name(configuration: Dict[str, Any]) -> str:
@@ -87,7 +95,8 @@ def make_cell(group: Any, stack: str, backbone: Tuple[str, str, Any], share: flo
         rate=rate, seed=seed, draw=draw, settings=settings, data=part.sha256, backbone=sha256)
     drawn = settings.get('few_shot_dev') or settings.get('limit')  # dev is another one then
     labels = dict(group._asdict(), stage=stage, rate=rate, seed=seed, draw=draw, metric=metric,
-                  records=part.records, commonest=None if drawn else part.commonest)
+                  records=part.records, commonest=None if drawn else part.commonest,
+                  **({'sample': True} if part.sample else {}))
     return Cell(configuration, labels, flags, estimate(
         config, group.method, group.size, share, dict(defaults, **settings), part))
 

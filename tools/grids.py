@@ -184,9 +184,10 @@ def read_titles(place: Place) -> Dict[str, str]:
 
 def read_tasks(place: Place, settings: Dict[str, Any]) -> Dict[str, TaskPlan]:
     """A list of names, or names with numbers of records and settings of their own."""
-    try:
+    import yaml
+    if isinstance(place.node, yaml.MappingNode):
         entries = [(place_of_key(place, name), name, value) for name, value in place.mapping().items()]
-    except UserError:
+    else:
         names = place.values(str)
         entries = [(item, name, None) for item, name in zip(place.items(), names)]
     found = {}
@@ -268,6 +269,14 @@ def check_together(grid: Grid) -> None:
         able = list(filter(has, METHODS))
         if key in places and not set(grid.methods) & set(able):
             raise places[key].error('no method here has %s: expected one of %s' % (key, ', '.join(able)))
+    layers = [layer_numbers(text) for text in grid.layers]
+    for place, (text, found) in enumerate(zip(grid.layers, layers)):
+        if found in layers[:place]:
+            raise places['layers'].error('%s: these layers are there twice' % text)
+    for plan in grid.tasks.values():
+        if grid.stack == 'tf1' and plan.settings.get('precision', 'float32') != 'float32':
+            raise places.get('settings', places['tasks']).error(
+                'precision %s: the stack tf1 computes in float32 only; tf2 has it' % plan.settings['precision'])
     few_shot = [name for name, plan in grid.tasks.items() if plan.settings.get('few_shot')]
     if 'draws' in places and len(few_shot) < len(grid.tasks):
         raise places['draws'].error('draws are of few_shot samples: expected few_shot in settings')

@@ -17,7 +17,7 @@ from fltuning.files import file_digest, parse_json, read_json, read_lines, to_js
 from fltuning.reading_comprehension import ReadingComprehension
 from fltuning.records import find_strings
 from fltuning.task import Task
-from tasks import find_data, load_task
+from tasks import find_data, load_task, sample_folder
 
 SPLIT = 5  # a fifth of the records, those of the same text together, is to choose the rate on
 IDIOM = re.compile('#idiom[0-9]+#')
@@ -27,12 +27,14 @@ class Part(NamedTuple):
     """A data folder with one of the task in it.
 
     commonest: the share of dev's commonest label, of a classification task. tokens: of a sample, about.
+    sample: whether it is of the bundled sample, which scores nothing.
     """
     data_path: str
     sha256: str
     records: Dict[str, int]
     commonest: Optional[float]
     tokens: float
+    sample: bool = False
 
 
 def prepare(name: str, data_path: str, folder: str, train: Optional[int] = None, dev: Optional[int] = None,
@@ -40,18 +42,21 @@ def prepare(name: str, data_path: str, folder: str, train: Optional[int] = None,
     """{'whole': Part} of a task, with 'split' if a rate is to be chosen; written below `folder`.
 
     train, dev: the first records of each that are used; None for all. A record is a line; a dialogue of c3,
-    a paragraph of cmrc2018. Split's dev set is a fifth of the train records; whether one is in it depends on
-    its longest string alone, since in csl and wsc several records share a text. Raises UserError.
+    a paragraph of cmrc2018; where there are fewer, that is printed. Split's dev set is a fifth of the train
+    records; whether one is in it depends on its longest string alone, since in csl and wsc several records share a
+    text. Raises UserError.
     """
-    task = load_task(name)
+    task, source = load_task(name), find_data(name, data_path)
     with contextlib.redirect_stdout(io.StringIO()):  # what the reader has to say, each run says again
-        source = find_data(name, data_path)
         train_files = task.find_train_files(source)
         # Each record is checked before it is written elsewhere.
         task.load(source, train_files, True, train)
         task.load(source, task.dev_files, True, dev)
     found, wanted = read_records(task, source, train_files)[:train], {}
     wanted['whole'] = found, read_records(task, source, task.dev_files)[:dev]
+    for kind, number, pairs in zip(('train', 'dev'), (train, dev), wanted['whole']):
+        if number and len(pairs) < number:
+            print('%s: %s: %d records are there, of the %d that are asked for' % (name, kind, len(pairs), number))
     if split:
         chosen = [is_chosen(record) for _, record in found]
         first = task.dev_files[0]
@@ -61,7 +66,9 @@ def prepare(name: str, data_path: str, folder: str, train: Optional[int] = None,
             raise UserError('%s: %d records are too few to choose a rate on a fifth of them'
                             % (source, len(found)))
     answers = read_answers(source, train_files + task.dev_files) if name == 'chid' else None
-    return {part: write_part(task, folder, train_files, pairs, answers) for part, pairs in wanted.items()}
+    is_sample = source == sample_folder(name)
+    return {part: write_part(task, folder, train_files, pairs, answers)._replace(sample=is_sample)
+            for part, pairs in wanted.items()}
 
 
 def is_chosen(record: Any) -> bool:

@@ -42,6 +42,7 @@ class Plan:
         self.parts = {name: self.prepare(name) for name in grid.tasks}
         self.hashes = {name: self.backbone_hash(name) for name in self.all_of_it.backbones}
         self.check_backbones()
+        self.check_settings()
         self.groups = [
             Group(task, backbone, method, size, layers) for task in grid.tasks for backbone in grid.backbones
             for method in grid.methods for layers in grid.layers_of(method) for size in grid.sizes_of(method)]
@@ -76,9 +77,18 @@ class Plan:
             if other != name:
                 raise self.grid.places['backbones'].error('%s and %s are the same files' % (other, name))
 
+    def check_settings(self) -> None:
+        """As each run would check its flags."""
+        from train import parse_flags  # here: the settings can be set
+        for name, plan in self.grid.tasks.items():
+            try:
+                parse_flags(type(load_task(name)), cells.flag_texts(plan.settings))
+            except UserError as error:
+                raise self.grid.places.get('settings', self.grid.places['tasks']).error('%s: %s' % (name, error))
+
     def cell(self, group: Group, rate: Optional[float], seed: int, draw: Optional[int], stage: str) -> Cell:
         grid, task = self.grid, load_task(group.task)
-        backbone, sha256 = grid.backbones[group.backbone], self.hashes[group.backbone]
+        backbone, sha256 = self.all_of_it.backbones[group.backbone], self.hashes[group.backbone]
         folder = backbone.folder
         if backbone.random:
             folder = os.path.join(self.folder, 'backbones', '%s-%d' % (sha256[:16], seed))
@@ -172,26 +182,54 @@ class Plan:
     def write(self) -> None:
         """grid.json: what the grid is, which cells in the folder belong to it, and how they are called in it.
 
-        Those of parts of the same grid that were run before are kept.
+        Those of other parts of the grid that were run before are kept, unless they ran on other data or with other
+        settings than they would now: they are not to be compared with these.
         """
         grid, path = self.all_of_it, os.path.join(self.folder, 'grid.json')
-        fields = grid._replace(data_path='', places={}, titles={}, backbones={
-            name: (backbone.random, self.hashes[name]) for name, backbone in grid.backbones.items()})
         found = {
             'name': grid.name, 'select': grid.select, 'count': grid.count(), 'rates': grid.rates,
-            'search': grid.search, 'titles': grid.titles, 'tasks': list(grid.tasks),
-            'backbones': list(grid.backbones), 'digest': hashlib.sha256(repr(fields).encode('utf-8')).hexdigest()}
+            'search': grid.search, 'titles': grid.titles, 'tasks': list(grid.tasks), 'backbones': list(grid.backbones),
+            'contexts': {task: {name: self.context(task, name) for name in grid.backbones} for task in grid.tasks}}
         with locked(path + '.lock', patience=60):
             ours = set(self.groups)
             before = read_json(path) if os.path.exists(path) else {}
-            if not isinstance(before, dict) or before.get('digest') != found['digest']:
-                before = {}
-            known = {name: labels for name, labels in before.get('cells', {}).items() if group_of(labels) not in ours}
+            before = before if isinstance(before, dict) and 'contexts' in before else {}
+            others = {name: labels for name, labels in before.get('cells', {}).items() if group_of(labels) not in ours}
+            known = {name: labels for name, labels in others.items() if self.is_ours(name, labels, before['contexts'])}
+            left = [name for name in others if name not in known
+                    and os.path.exists(cells.result_path(self.folder, name))]
+            if left:
+                print('%s: %d cells that are there are left out: now they would be on other data, with other settings, '
+                      'or are not of this grid' % (path, len(left)))
+            kept = {group_of(labels) for labels in known.values()}
             known.update((cell.name, cell.labels) for cell in self.cells())
-            without = [lost for lost in before.get('without_rate', []) if group_of(lost) not in ours]
+            without = [lost for lost in before.get('without_rate', []) if group_of(lost) in kept]
             without += [dict(group._asdict(), why=self.why_no_rate(group))
                         for group in self.groups if self.rates.get(group, 0) is None]
             write_json(path, dict(found, cells=known, without_rate=without))
+
+    def context(self, task: str, backbone: str) -> str:
+        """A hash of what the grid says of all cells of a task and a backbone, and of how their rates are chosen."""
+        grid = self.all_of_it
+        said = (grid.stack, grid.share, grid.rates, grid.search, grid.draws[0], grid.tasks[task],
+                grid.backbones[backbone].random, self.hashes[backbone])
+        return hashlib.sha256(repr(said).encode('utf-8')).hexdigest()[:20]
+
+    def is_ours(self, name: str, labels: Dict[str, Any], contexts: Dict[str, Dict[str, str]]) -> bool:
+        """Whether a cell of another part that was run before would be the same now.
+
+        contexts: those it ran in. What the grid does not say, its data and what stands in the task's file, is in the
+        cell's name; it can be told where the task is one of this part, whose data is at hand.
+        """
+        grid, group = self.all_of_it, group_of(labels)
+        if group.task not in grid.tasks or group.backbone not in grid.backbones or group.method not in grid.methods:
+            return False
+        if (contexts.get(group.task, {}).get(group.backbone) != self.context(group.task, group.backbone)
+                or group.size not in grid.sizes_of(group.method) or group.layers not in grid.layers_of(group.method)
+                or labels['stage'] == 'whole' and not (labels['seed'] in grid.seeds and labels['draw'] in grid.draws)):
+            return False
+        return group.task not in self.parts or name == self.cell(
+            group, labels['rate'], labels['seed'], labels['draw'], labels['stage']).name
 
     def why_no_rate(self, group: Group) -> str:
         failed = any(cell.name in self.failed for cell in self.searches[group])

@@ -27,7 +27,8 @@ class Point(NamedTuple):
 class Row(NamedTuple):
     """A finished run. score: as the grid selects it; None where the training diverged. seconds: of training,
     without evaluation. commonest: the share of dev's commonest label; None where it is not known, or there are none.
-    points: of each text of dev, got and to get (`Task.points`); None where the record has none."""
+    points: of each text of dev, got and to get (`Task.points`); None where the record has none.
+    sample: whether the data is the bundled sample, which scores nothing."""
     task: str
     backbone: str
     variant: 'Variant'
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     dev: int
     commonest: Optional[float]
     points: Optional[Tuple[List[int], List[int]]] = None
+    sample: bool = False
 
     @property
     def pair(self) -> tuple:
@@ -301,9 +303,11 @@ def load(folder: str) -> Results:
                    for path, result in zip(paths, results)]
     select, rows, whole = grid.get('select', 'last'), [], []
     searches: Dict[tuple, Dict[float, Row]] = {}
+    first: Dict[str, Tuple[str, str]] = {}
     for path, result in zip(paths, results):
         try:
             if result['labels']['stage'] == 'whole':
+                check_data(first, path, result)
                 rows.append(read_row(result, select, several_rates=grid.get('search') is None))
                 whole.append(result)
             else:
@@ -319,6 +323,18 @@ def load(folder: str) -> Results:
     return Results(rows, grid.get('name', os.path.basename(os.path.abspath(folder))), grid.get('count'), len(results),
                    grid.get('titles'), choices, select, grid.get('rates') or (), without_rate,
                    grid.get('tasks', []) + grid.get('backbones', []), searches)
+
+
+def check_data(first: Dict[str, Tuple[str, str]], path: str, result: Dict[str, Any]) -> None:
+    """Raises UserError where runs of a task that would be compared are on different data.
+
+    first: {task: (the path of its first run, what its data is)}, so far.
+    """
+    task, data = result['labels']['task'], result['configuration'].get('data')
+    other, theirs = first.setdefault(task, (path, data))
+    if theirs != data:
+        raise UserError('%s and %s are runs of %s on different data, not to be compared: scripts/reproduce with their '
+                        'grid says anew which belong together' % (other, os.path.basename(path), task))
 
 
 def read_plan(path: str) -> Dict[str, Any]:
@@ -365,7 +381,7 @@ def read_row(result: Dict[str, Any], select: str, several_rates: bool) -> Row:
     return Row(
         labels['task'], labels['backbone'], variant, labels['seed'], labels['draw'], labels['metric'], scored, history,
         parameters.get('trained'), parameters.get('all'), run.get('train_seconds'), run.get('peak_memory_mb'),
-        (run.get('samples') or labels['records'])['dev'], labels['commonest'], points)
+        (run.get('samples') or labels['records'])['dev'], labels['commonest'], points, labels.get('sample', False))
 
 
 def read_points(run: Dict[str, Any], labels: Dict[str, Any], select: str,
