@@ -119,6 +119,19 @@ def test_another_count(afqmc, capsys):
     assert rest[0].startswith('afqmc: train.json, test.json as published: from https://')
 
 
+def test_another_version_with_as_many_records(afqmc, capsys, monkeypatch):
+    """As tnews's two test files, with the same ids: answers to one score 0 as answers to the other."""
+    path = str(afqmc / 'afqmc' / 'test.json')
+    published = tasks.load_task('afqmc').published
+    monkeypatch.setitem(published, 'test.json', Published(2, file_digest(path, 'md5')))
+    assert check(afqmc, capsys, 'afqmc')[0] == 0
+    write(afqmc / 'afqmc' / 'test.json', lines(questions(0, 1)[::-1]))
+    code, rows, rest = check(afqmc, capsys, 'afqmc')
+    assert code == 1 and rows['afqmc', 'test.json'][0] == '2'
+    assert rows['afqmc', 'test.json'][3].startswith('OTHER: complete, but the MD5 is ')
+    assert rest[-1] == '0 of 1 tasks are as CLUE published them; not: afqmc'
+
+
 @pytest.mark.parametrize('text,message', [
     (lines(questions(0, 1)) + '{"id": 2', 'line 3: not JSON'),
     (lines(questions(0)) + lines([{'id': 1, 'sentence1': '', 'sentence2': '好', 'label': '0'}]),
@@ -217,7 +230,7 @@ def test_real_files(clue, capsys, monkeypatch):
     assert genuine and not genuine & set(wrong)
     for (name, file), remark in wrong.items():
         if os.path.exists(os.path.join(clue, name, file)):
-            assert re.match('WRONG: [0-9,]+ (fewer|more) than published$', remark)
+            assert re.match('WRONG: [0-9,]+ (fewer|more) than published$|OTHER: complete, but the MD5 is', remark)
         else:
             assert remark == 'missing'
     assert code == bool(wrong)

@@ -6,6 +6,7 @@ import os
 from typing import List, Optional, Tuple
 
 from fltuning.errors import Parser, UserError
+from fltuning.files import file_digest
 from fltuning.task import Task
 from tasks import CLUE, find_root, load_task
 
@@ -13,11 +14,14 @@ DOWNLOADS = 'https://storage.googleapis.com/cluebenchmark/tasks/'
 DATA_PATH_HELP = 'folder with a folder for each task; the one that snippets.py names, unless said'
 
 
-def check_file(task: Task, path: str) -> Tuple[Optional[int], str, bool]:
-    """(records or None, remark, whether the file is as published)."""
+def check_file(task: Task, path: str, checksums: bool = True) -> Tuple[Optional[int], str, bool]:
+    """(records or None, remark, whether the file is as published).
+
+    checksums: whether one that reads and is complete must have the published MD5, too, where that is known.
+    """
     if not os.path.exists(path):
         return None, 'missing', False
-    said, published = io.StringIO(), task.published[os.path.basename(path)].records
+    said, (published, md5) = io.StringIO(), task.published[os.path.basename(path)]
     try:
         with contextlib.redirect_stdout(said):  # what the reader has to say goes into the table
             samples = task.read(path, os.path.basename(path) not in task.test_files)
@@ -28,6 +32,9 @@ def check_file(task: Task, path: str) -> Tuple[Optional[int], str, bool]:
         difference = '%s %s' % (format(abs(records - published), ','),
                                 'fewer' if records < published else 'more')
         return records, 'WRONG: %s than published' % difference, False
+    if checksums and md5 and file_digest(path, 'md5') != md5:
+        return records, 'OTHER: complete, but the MD5 is %s, as published it is %s' % (
+            file_digest(path, 'md5'), md5), False
     notes = [line.replace(path + ': ', '') for line in said.getvalue().splitlines()]
     return records, '; '.join(['ok'] + notes), True
 
@@ -58,7 +65,7 @@ def print_row(*fields: str) -> None:
 
 
 def run(argv: Optional[List[str]] = None) -> int:
-    """Prints the table. Returns the exit code: 0 if every file is there, reads and is complete."""
+    """Prints the table. Returns the exit code: 0 if every file is there and as published."""
     parser = Parser(prog='scripts/data', description=__doc__)
     parser.add_argument('--data_path', help=DATA_PATH_HELP)
     parser.add_argument('--task', nargs='+', choices=CLUE, default=CLUE, metavar='NAME',

@@ -48,7 +48,7 @@ def find_fault(task, path, checksums=True):
     if checksums and expected:
         return ('the MD5 is %s, as published it is %s; --skip_checksums takes it all the same'
                 % (found, expected))
-    _, remark, right = check_file(task, path)
+    _, remark, right = check_file(task, path, checksums)
     return '' if right else remark
 
 
