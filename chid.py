@@ -148,7 +148,7 @@ class CHID(MultipleChoice):
         return sample.tag, sample.candidates
 
     def choose(self, samples, results):
-        """The best assignment of idioms to the blanks of a line: an idiom is used once."""
+        """The best assignment of idioms to the blanks of a line: none is used again while others are left."""
         from scipy.optimize import linear_sum_assignment  # here: it takes a while to load
         lines = collections.OrderedDict()
         for i, sample in enumerate(samples):
@@ -156,8 +156,10 @@ class CHID(MultipleChoice):
         chosen = [None] * len(samples)
         for blanks in lines.values():
             scores = np.array([log_softmax(results[i]) for i in blanks])  # (blanks, candidates)
-            while len(blanks) > scores.shape[1]:  # more blanks than idioms: each may come again
-                scores = np.concatenate([scores, scores], 1)
+            if len(blanks) > scores.shape[1]:  # each may come again, which costs more than all else together
+                again = len(blanks) * (scores.max() - scores.min() + 1)
+                rounds = -(-len(blanks) // scores.shape[1])
+                scores = np.concatenate([scores - again * number for number in range(rounds)], 1)
             for row, column in zip(*linear_sum_assignment(-scores)):
                 chosen[blanks[row]] = int(column) % self.rows_per_sample
         return chosen

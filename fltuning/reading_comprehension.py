@@ -54,6 +54,7 @@ class Question(NamedTuple):
     passage: Passage
     answers: Tuple[str, ...]  # the texts listed
     places: Tuple[Tuple[int, int], ...]  # (start, end) of each that is in the normalized passage
+    number: int = 0  # in its paragraph: of what is to be predicted alone, several may have one id
 
 
 class Window(NamedTuple):
@@ -119,7 +120,7 @@ class ReadingComprehension(Task):
             passage = Passage(paragraph.get_text('context'))
             if not has_tokens(passage.text):
                 raise paragraph.error('context', 'a text of more than marks and spaces')
-            for record in paragraph.get_records('qas'):
+            for number, record in enumerate(paragraph.get_records('qas')):
                 listed = record.get_records('answers') if labelled else []
                 found = [passage.find(answer) for answer in listed]
                 self.counts['moved'] += sum(
@@ -134,7 +135,7 @@ class ReadingComprehension(Task):
                     asked = asked[:self.room // 2]
                 question = Question(
                     self.get_id(record), passage, tuple(answer['text'] for answer in listed),
-                    tuple((start, start + len(text)) for start, text in found))
+                    tuple((start, start + len(text)) for start, text in found), number)
                 for answer in found or [NO_ANSWER if labelled else None]:
                     yield from self.windows(asked, question, answer)
 

@@ -418,6 +418,8 @@ def test_chid_with_more_blanks_than_idioms(chid):
     samples = [Blank(0, str(i), '', '', IDIOMS, 0) for i in range(13)]
     chosen = chid.choose(samples, list(scores))
     assert set(chosen) <= set(range(10)) and max(map(chosen.count, chosen)) == 2
+    scores = np.tile(np.where(np.arange(10) < 5, 5.0, -5.0), (11, 1))  # all like the same five
+    assert len(set(chid.choose(samples[:11], list(scores)))) == 10  # none twice while others are left
 
 
 # ------------------------------------------------------------------ wsc
@@ -556,6 +558,18 @@ def test_every_window_is_asked_once(tokenizer, tmp_path):
     assert len(windows) == 3 * len(asked) // 2
     assert [w.question.id for w in asked] == [key for key in 'qr' for _ in asked[::2]]
     assert all(window.answer is None for window in asked)
+
+
+def test_questions_of_one_id_are_two(tokenizer):
+    """In what is only predicted: an id that was left out may be one that is there, and both have an answer."""
+    task = CMRC2018(tokenizer, 64)
+    task.next_id = 0
+    asked = [{'question': '谁？'}, {'question': '哪里？'}, {'id': 1, 'question': '几？'}]
+    record = Record({'context': '一二三四', 'qas': asked}, 'x')
+    windows = task.to_predict(list(task.parse([record], False)))
+    assert [window.asked for window in windows] == ['谁？', '哪里？', '几？']
+    found = task.predictions(windows, [(-1.0, 0, 1), (-1.0, 1, 2), (-2.0, 2, 3)])
+    assert [(line['id'], line['answer']) for line in found] == [(0, '一'), (1, '二'), (1, '三')]
 
 
 def test_the_best_window_wins(tokenizer):
