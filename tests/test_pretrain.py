@@ -83,6 +83,17 @@ def test_no_text_is_held_out_that_is_trained_on_too(tmp_path, tokenizer):
     assert [end in trained for end in ends] == [i not in (9, 14, 19) for i in range(20)]
 
 
+def test_a_large_vocabulary(tokenizer):
+    """Of a multilingual backbone that is measured: ids past 65,535 are others' on NumPy 1, an error on 2."""
+    tokens = list(tokenizer._token_dict)
+    large = FastTokenizer({token: i for i, token in enumerate(
+        tokens[:-20] + ['[unused%d]' % i for i in range(70000)] + tokens[-20:])})
+    text = ''.join(token for token in tokens[-20:] if len(token) == 1)
+    ids, _ = pretraining_data.encode([text], large, False)
+    assert ids.tolist()[1:-1] == large.ids(text)[1:-1] and ids.max() > 2**16
+    assert pretraining_data.encode([text], tokenizer, False)[0].dtype == 'uint16'
+
+
 def test_the_vocabulary(texts):
     """What occurs at least five times, the commonest first, the same every time."""
     found = pretraining_data.make_vocab(['好的好 word 龘', '的好，Word', '好'] * 5, 300)

@@ -25,8 +25,8 @@ Part = Tuple[np.ndarray, np.ndarray]
 
 
 class Corpus(NamedTuple):
-    """All texts as one row of token ids, uint16, [SEP] between them, and where a word begins, bool, of the
-    same length: (ids, begins)."""
+    """All texts as one row of token ids, uint16 (uint32 where a vocabulary has more), [SEP] between them, and where
+    a word begins, bool, of the same length: (ids, begins)."""
     train: Part
     held_out: Part
 
@@ -109,11 +109,12 @@ def encode(texts, tokenizer, whole_words):
     if whole_words:
         jieba = import_extra('jieba', 'pretrain')
         jieba.setLogLevel(60)
-    ids, begins = [np.array([tokenizer._token_end_id], 'uint16')], [np.ones(1, bool)]
+    dtype = 'uint16' if max(tokenizer._token_dict.values()) < 2**16 else 'uint32'
+    ids, begins = [np.array([tokenizer._token_end_id], dtype)], [np.ones(1, bool)]
     for text in tqdm(texts, desc='encoding', unit='text', mininterval=5):
         words = jieba.cut(text) if whole_words else [text]
         found = [tokenizer.ids(word)[1:-1] for word in words]
-        row = np.array(list(itertools.chain.from_iterable(found)) + [tokenizer._token_end_id], 'uint16')
+        row = np.array(list(itertools.chain.from_iterable(found)) + [tokenizer._token_end_id], dtype)
         first = np.zeros(len(row), bool)
         if whole_words:
             first[np.cumsum([0] + [len(word) for word in found])] = True
