@@ -355,6 +355,37 @@ def test_peft_prefixes(sizes, make, texts, tmp_path, pytorch, clear_session):
     np.testing.assert_allclose(logits, np.log(expected[:, 1] / expected[:, 0]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['cluener', 'c3'])
+def test_peft_of_other_tasks_has_the_head_beside_it(task, make, texts, tmp_path, pytorch, clear_session):
+    paths, weights = make('roberta', task, prompt_size=5, ffn_prompt_size=0)
+    cut, ids = padded_ids(paths, texts[:8], full=False), padded_ids(paths, texts[:8])
+    expected = tuned(paths, weights).outputs([cut, np.zeros_like(cut)])
+    run_export('peft', paths, weights, tmp_path, task)
+    assert 'import AutoModel, AutoTokenizer' in small.read_text(tmp_path / 'README.md')
+    assert 'head.safetensors' in small.read_text(tmp_path / 'README.md')
+    hidden, head = torch_outputs(pytorch, tmp_path, ids)['outputs'], load_file(str(tmp_path / 'head.safetensors'))
+    if task == 'c3':
+        found, expected = hidden[:, 0].dot(head['head/0']) + head['head/1'], expected.reshape(8, 1)
+    else:
+        found = global_pointer(hidden, head['head/0'], 10, ids > 0)
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('format', ['transformers', 'peft'])
+def test_narrow_embeddings_are_refused(format, make, tmp_path, clear_session, monkeypatch):
+    """transformers could not load them."""
+    from tools import huggingface
+    paths, weights = make('roberta', prompt_size=5 if format == 'peft' else 0, ffn_prompt_size=7)
+    config = huggingface.huggingface_config
+    monkeypatch.setattr(huggingface, 'huggingface_config', lambda exported: config(exported._replace(
+        config=dict(exported.config, embedding_size=16))))
+    with pytest.raises(UserError, match='embedding_size 16: expected hidden_size, '):
+        run_export(format, paths, weights, tmp_path / 'out')
+    assert not os.path.exists(str(tmp_path / 'out'))
+
+
 def test_peft_is_for_bert_with_prefixes(make, tmp_path, clear_session):
     for kind, sizes in [('nezha', dict(prompt_size=3)), ('roberta', dict(ffn_prompt_size=7))]:
         paths, weights = make(kind, **dict(dict(prompt_size=0, ffn_prompt_size=0), **sizes))

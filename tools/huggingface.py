@@ -1,4 +1,5 @@
 """A tuned model for Hugging Face's `transformers` and `peft`, without code of ours."""
+import copy
 import os
 
 import numpy as np
@@ -21,13 +22,15 @@ def to_transformers(exported, folder):
     """
     refuse_prompts(exported, 'transformers model')
     write_huggingface(exported, folder)
-    if not exported.task.transformers_class:
-        write_head(exported, folder)
-    write_readme(exported, folder, TRANSFORMERS)
+    write_readme(exported, folder, TRANSFORMERS, auto_class(exported))
 
 
 def huggingface_class(exported):
     return CLASSES[MODEL_TYPES[exported.kind]] + (exported.task.transformers_class or 'Model')
+
+
+def auto_class(exported):
+    return 'AutoModel' + (exported.task.transformers_class or '')
 
 
 def is_classification(exported):
@@ -39,6 +42,10 @@ def huggingface_config(exported):
     activations = {'gelu': 'gelu', 'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_new', 'relu': 'relu'}
     if config['hidden_act'] not in activations:
         raise UserError('hidden_act %s: transformers has none such' % config['hidden_act'])
+    narrow = config.get('embedding_size') or config['hidden_size']
+    if narrow != config['hidden_size']:
+        raise UserError('embedding_size %d: expected hidden_size, %d: models of transformers have embeddings as wide '
+                        'as their layers; --to checkpoint or onnx can hold this one' % (narrow, config['hidden_size']))
     fields = dict({name: config[name] for name in (
         'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
         'type_vocab_size', 'hidden_dropout_prob', 'attention_probs_dropout_prob') if name in config},
@@ -108,11 +115,14 @@ def write_huggingface(exported, folder):
     write_tokenizer(exported.dict_path, folder)
     write_floats(os.path.join(folder, 'model.safetensors'), huggingface_weights(exported),
                  {'format': 'pt'})
+    if not exported.task.transformers_class:
+        write_head(exported, folder)
 
 
 def to_peft(exported, folder):
     """P-Tuning V2 on a BERT: the backbone with the head as `transformers` folder, the keys and values
-    in `adapter/`, as peft's prefix tuning has them.
+    in `adapter/`, as peft's prefix tuning has them. The heads of other tasks than text classification, for
+    which peft has no model with a prefix, are beside the backbone.
 
     There, a sequence's positions begin behind the prefix; here at 0. So the position table of this
     backbone is moved by `prompt_size`, and it is this backbone that the adapter belongs to.
@@ -125,6 +135,10 @@ def to_peft(exported, folder):
     if len(exported.belongs_to['layers_to_transform']) < layers:
         raise UserError('--to peft: expected keys and values in all layers, they are in %s'
                         % exported.belongs_to['layers_to_transform'])
+    if not is_classification(exported):
+        task = copy.copy(exported.task)
+        task.transformers_class = None
+        exported = exported._replace(task=task)
     table = exported.variables['bert/embeddings/position_embeddings']
     moved = np.concatenate([np.zeros((size, table.shape[1]), table.dtype), table])
     write_huggingface(exported._replace(
@@ -146,4 +160,4 @@ def to_peft(exported, folder):
         tensors.update(('base_model.' + name, value) for name, value in
                        classifier_weights(exported, 'bert').items() if name.startswith('classifier.'))
     write_floats(os.path.join(adapter, 'adapter_model.safetensors'), tensors, {'format': 'pt'})
-    write_readme(exported, folder, PEFT)
+    write_readme(exported, folder, PEFT, auto_class(exported))

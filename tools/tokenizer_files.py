@@ -13,25 +13,30 @@ cut into pieces of vocab.txt. A word of more than {longest} characters is [UNK].
 token in a text, such as [MASK], is text: it becomes [, mask and ]. A few characters are read otherwise
 elsewhere: those of private use, and those that are newer than the Unicode of the program that reads them.
 """
-TRANSFORMERS = """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-""" + PREPARED + """
+FAST = """
 tokenizer.json says all this to the fast tokenizers, which AutoTokenizer takes. The slow ones (use_fast=False)
 read vocab.txt alone: there, a word of more than 100 characters is [UNK], and [MASK] in a text is a mask.
 """
+HEAD = """
+The model is without the task's head, whose weights are in head.safetensors.
+"""
+TRANSFORMERS = """
+    from transformers import {auto}, AutoTokenizer
+    model = {auto}.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+{head}""" + PREPARED + FAST
 PEFT = """
 The backbone is in this folder, the trained keys and values are in adapter/. From anywhere:
 
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+    from transformers import {auto}, AutoTokenizer
+    model = {auto}.from_pretrained(FOLDER)
     model = PeftModel.from_pretrained(model, FOLDER + '/adapter')
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 
 peft finds the backbone by a path that begins at the current folder, so its AutoPeftModel classes load
-'adapter' inside this folder only. (Of other tasks than text classification: AutoModel.)
-""" + TRANSFORMERS.split('FOLDER)\n')[1]
+'adapter' inside this folder only.
+{head}""" + PREPARED + FAST
 ONNX = """
 model.onnx takes token ids of [CLS] text [SEP], or [CLS] text [SEP] second text [SEP], int64, padded with 0;
 task.json names its inputs, outputs and their axes.
@@ -40,9 +45,11 @@ tokenizer.json says all this to the library `tokenizers`.
 """
 
 
-def write_readme(exported, folder, text):
+def write_readme(exported, folder, text, auto=''):
+    """auto: the class of `transformers` that loads the model; AutoModel is the backbone alone."""
     write_text(os.path.join(folder, 'README.md'), '# {task}, up to {maxlen} tokens\n{text}'.format(
-        text=text.format(longest=LONGEST_WORD), **exported.belongs_to))
+        text=text.format(longest=LONGEST_WORD, auto=auto, head=HEAD if auto == 'AutoModel' else ''),
+        **exported.belongs_to))
 
 
 def write_tokenizer_config(folder, maxlen):
