@@ -294,6 +294,18 @@ def test_a_run_without_an_interval_says_not_that_nothing_was_learnt(tmp_path):
     assert 'the commonest label' not in texts(tables.score_table(found, 'roberta'))
 
 
+def test_runs_that_learnt_nothing_among_others_are_counted():
+    """One of three; a mean and a deviation hide it."""
+    def said(scores, commonest):
+        found = results.Results(rows_of('fl', scores, commonest=commonest))
+        return [text for text in words.sentences(found) if 'learnt nothing in the end' in text]
+    assert said([0.0, 0.67, 0.68], None) == [
+        'With the backbone roberta: on tnews 1 of 3 runs of FL-Tuning had learnt nothing in the end, unlike the '
+        'others: the mean is of neither kind.']
+    assert said([0.51, 0.67, 0.53], 0.5)[0].split('on tnews ')[1].startswith('1 of 3 runs')  # 0.5224 is above
+    assert said([0.0, 0.0, 0.0], None) == said([0.6, 0.67, 0.66], 0.5) == []
+
+
 def test_convergence_is_of_what_was_learnt():
     """The greatest of several evaluations is above the commonest label by chance."""
     def ratio(scores, last):

@@ -2,7 +2,7 @@
 from typing import Dict, List
 
 from tools import cells, dev_texts, rates, sizes
-from tools.results import RIVAL, Results, Variant
+from tools.results import RIVAL, Results, Variant, ended_past
 from tools.tables import counted, points, times, with_ours
 
 
@@ -23,12 +23,25 @@ def sentences(results: Results) -> List[str]:
                   for text in by_size(results, backbone, variants)]
         found += [about + text for variant in results.shown(backbone) for text in lost(results, backbone, variant)]
         found += [about + text for task in results.tasks for text in rates.chosen_blindly(results, backbone, task)]
+        found += [about + text for task in results.tasks for text in mixed(results, backbone, task)]
         for task in results.unlearnt(backbone):
             found.append(about + 'on %s no method is above the commonest label by more than its interval, so this '
                          'task tells little of the methods.' % results.title(task))
     number = sum(row.score is None for row in results.rows)
     if number:
         found.append('%d runs diverged and are in no mean.' % number)
+    return found
+
+
+def mixed(results: Results, backbone: str, task: str) -> List[str]:
+    """Of methods some of whose runs have learnt the task, and others not: their means and deviations hide it."""
+    found = []
+    for variant in results.variants:
+        runs = [row for row in results.runs(task, backbone, variant) if row.score is not None]
+        nothing = sum(not ended_past(row) for row in runs)
+        if 0 < nothing < len(runs):
+            found.append('on %s %d of %d runs of %s had learnt nothing in the end, unlike the others: the mean is of '
+                         'neither kind.' % (results.title(task), nothing, len(runs), results.variant_title(variant)))
     return found
 
 
