@@ -317,6 +317,10 @@ def test_convergence_is_of_what_was_learnt():
     assert ratio((0.655, 0.655 + 1.9 * error, 0.655), 0.7) is None
     assert ratio((0.655, 0.655 + 2.1 * error, 0.655), 0.7) is not None
     assert ratio((0.655, 0.655 + 2.1 * error, 0.655), 0.64) is None  # a task where nothing was learnt in the end
+    runs = [row('fl', seed, 0.6, commonest=None, scores=scores)
+            for seed, scores in enumerate([(0.0, 0.0, 0.0), (0.0, 0.2, 0.6), (0.0, 0.1, 0.6)])]
+    steps = texts(tables.convergence_table(results.Results(runs), 'roberta'))['FL-Tuning']
+    assert steps[0] == '%d' % runs[1].history[-1].step  # not the first, which is at its best, 0, at once
 
 
 def test_diverged_runs_are_lost_and_counted(tmp_path):

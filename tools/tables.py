@@ -177,12 +177,12 @@ def counted(tasks: int, of: int) -> str:
 
 def convergence_table(results: Results, backbone: str) -> Optional[Table]:
     """Steps to 95 % of the best score, and the ratio of P-Tuning V2's to FL-Tuning's."""
-    from tools.results import steps_to_best
+    from tools.results import has_learnt, steps_to_best
     rows = []
     for variant in results.shown(backbone):
         items = [Item(results.variant_title(variant))]
         for task in results.tasks:
-            steps = [steps_to_best(row) for row in results.runs(task, backbone, variant) if row.history]
+            steps = [steps_to_best(row) for row in results.runs(task, backbone, variant) if has_learnt(row)]
             items.append(Item('%.0f' % np.mean(steps) if steps else '–'))
         rows.append(items + [Item('')])
     for ours, theirs in rivals(results):
@@ -199,9 +199,9 @@ def convergence_table(results: Results, backbone: str) -> Optional[Table]:
     return Table(
         'Convergence, ' + results.title(backbone), ['method'] + results.task_titles() + ['over tasks'],
         rows, 'Steps to the first evaluation with 95 % of the best score of the same run, mean over runs; no finer '
-        'than the evaluations are. Ratios are geometric means of paired runs with 95 % intervals, of those runs that '
-        'got past the commonest label, where its share is known, by two standard errors of a share of dev, on tasks '
-        'where some method is above it; bold where 1 is outside.')
+        'than the evaluations are. Ratios are geometric means of paired runs with 95 % intervals, on tasks where some '
+        'method is above the commonest label; bold where 1 is outside. Both are of those runs that got past that '
+        'label, where its share is known, by two standard errors of a share of dev: others are at their best at once.')
 
 
 def rivals(results: Results) -> List[tuple]:
