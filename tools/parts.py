@@ -66,7 +66,7 @@ def prepare(name: str, data_path: str, folder: str, train: Optional[int] = None,
             raise UserError('%s: %d records are too few to choose a rate on a fifth of them'
                             % (source, len(found)))
     answers = read_answers(source, train_files + task.dev_files) if name == 'chid' else None
-    is_sample = source == sample_folder(name)
+    is_sample = os.path.samefile(source, sample_folder(name))
     return {part: write_part(task, folder, train_files, pairs, answers)._replace(sample=is_sample)
             for part, pairs in wanted.items()}
 
