@@ -388,6 +388,13 @@ def test_more_of_a_grid_keeps_what_is_there(write, tmp_path):
     first = write_part({}, 'afqmc, wsc', 'wsc')
     more = write_part({'methods': ['lora']}, '[1, 2, 3]', '[1, 2, 3, 4]', '[fl, ptuning_v2]', '[lora, fl, ptuning_v2]')
     assert set(first) < set(more) and len(first) == 12 and len(more) == 12 + 16
+    other = write_part({'tasks': ['afqmc']}, '[fl, ptuning_v2]', '[lora, fl, ptuning_v2]', '{epochs: 4}',
+                       '{batch_size: 8, epochs: 4}')
+    assert not set(other) & set(first)
+    more = write_part({}, 'afqmc, wsc', 'wsc', '{epochs: 4}', '{batch_size: 8, epochs: 4}')
+    assert set(write_part({'methods': ['lora']}, '[fl, ptuning_v2]', '[lora, fl, ptuning_v2]', '{epochs: 4}',
+                          '{epochs: 4, batch_size: 8}')) > set(more)  # the same in another order
+    write_part({}, 'afqmc, wsc', 'wsc')
     fewer = write_part({'methods': ['lora']}, '[1, 2, 3]', '[1, 2]', '[fl, ptuning_v2]', '[lora, fl]')
     assert {labels['seed'] for labels in fewer.values()} == {1, 2}
     assert {(labels['task'], labels['method']) for labels in fewer.values()} == {

@@ -1,6 +1,5 @@
 """The cells of a grid, in the order in which they are to run, as far as their learning rates are known."""
 import collections
-import hashlib
 import os
 import subprocess
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
@@ -211,9 +210,9 @@ class Plan:
     def context(self, task: str, backbone: str) -> str:
         """A hash of what the grid says of all cells of a task and a backbone, and of how their rates are chosen."""
         grid = self.all_of_it
-        said = (grid.stack, grid.share, grid.rates, grid.search, grid.draws[0], grid.tasks[task],
-                grid.backbones[backbone].random, self.hashes[backbone])
-        return hashlib.sha256(repr(said).encode('utf-8')).hexdigest()[:20]
+        return cells.configuration_name(dict(
+            stack=grid.stack, share=grid.share, rates=grid.rates, search=grid.search, draw=grid.draws[0],
+            task=grid.tasks[task]._asdict(), random=grid.backbones[backbone].random, backbone=self.hashes[backbone]))
 
     def is_ours(self, name: str, labels: Dict[str, Any], contexts: Dict[str, Dict[str, str]]) -> bool:
         """Whether a cell of another part that was run before would be the same now.

@@ -11,10 +11,10 @@ def sentences(results: Results) -> List[str]:
     if results.expected and results.there < results.expected:
         found.append('%d of the grid’s %d cells are there: all below is of those.'
                      % (results.there, results.expected))
-    samples = [task for task in results.tasks if any(row.sample for row in results.rows if row.task == task)]
+    samples = {row.task for row in results.rows if row.sample}
     if samples:
         found.append('On %s the data is the bundled sample: it shows how things go, and scores nothing.'
-                     % ', '.join(map(results.title, samples)))
+                     % ', '.join(results.title(task) for task in results.tasks if task in samples))
     for backbone in results.backbones:
         about = 'With the backbone %s: ' % results.title(backbone)
         for pair in with_ours(results, backbone):
